@@ -1,0 +1,1 @@
+"""DNA at nucleotide resolution: classification, regression, causal and masked language modelling."""

@@ -1,0 +1,38 @@
+"""longseq: train, fine-tune and export long-sequence backbones on your own data."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# In a checkout the folders domains, pipelines and configs stand beside this package, not inside it.
+# An installed package has them inside (setup.py maps them), and then this line changes nothing.
+if not (Path(__file__).parent / "domains").is_dir():
+    __path__.append(str(Path(__file__).parent.parent))
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "create_backbone": "longseq.registry",
+    "list_backbones": "longseq.registry",
+    "register_backbone": "longseq.registry",
+    "Backbone": "longseq.backbone",
+    "Mixer": "longseq.backbone",
+    "Stack": "longseq.backbone",
+    "SequenceModel": "longseq.model",
+    "load_model": "longseq.checkpoint",
+    "save_model": "longseq.checkpoint",
+}
+__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604  the names are strings; ruff cannot see into the dict
+
+if TYPE_CHECKING:
+    from longseq.backbone import Backbone, Mixer, Stack
+    from longseq.checkpoint import load_model, save_model
+    from longseq.model import SequenceModel
+    from longseq.registry import create_backbone, list_backbones, register_backbone
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the public names on first use, so that `import longseq` and the command line's help stay fast."""
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'longseq' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""One file per backbone; the file name is the registry name."""
