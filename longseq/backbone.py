@@ -66,10 +66,15 @@ class Mixer(nn.Module, ABC):
 class Backbone(Mixer):
     """A whole network under the mixer's contract, `(B, L, d_model) -> (B, L, d_model)`.
 
-    Masked positions come out as zeros. Attributes beyond the mixer's: `d_model`, the width in and out.
+    Masked positions come out as zeros.
+
+    Attributes beyond the mixer's:
+        d_model: width in and out.
+        reverse_complement: the two halves of the width are the two strands, see `longseq.layers.reverse_complement`.
     """
 
     d_model: int
+    reverse_complement: bool = False
 
     def check_input(self, x_BLD: Tensor, mask_BL: Tensor | None, segment_ids_BL: Tensor | None = None) -> None:
         """Raises TypeError or ValueError that names the argument, what was found and what was expected."""

@@ -148,34 +148,41 @@ def _dilated_local(
             q_BLHP, k_BMHP, v_BMHP, columns, key_BM, query_BL, segment_ids_BM, window, causal, scale
         )
     # Spare queries in front bring the first query onto a multiple of the dilation, as the first key is.
-    front, back = offset % dilation, -k_BMHP.shape[1] % dilation
+    front = offset % dilation
+    n_queries = (front + length + dilation * _spare() + dilation - 1) // dilation
+    back = n_queries * dilation - front - length
 
-    def classes(x: Tensor, before: int) -> Tensor:
-        padded = _pad_length(x, before, back)
-        split = padded.unflatten(1, (padded.shape[1] // dilation, dilation)).transpose(1, 2)
+    def classes(x: Tensor, before: int, each: int) -> Tensor:
+        split = _pad_length(x, before, back).unflatten(1, (each, dilation)).transpose(1, 2)
         return split.reshape(-1, *split.shape[2:])
+
+    def query_classes(x: Tensor) -> Tensor:
+        return classes(x, front, n_queries)
+
+    def key_classes(x: Tensor) -> Tensor:
+        return classes(x, 0, n_queries + offset // dilation)
 
     if columns is not None:
         k_BGHP, v_BGHP, seen_BLG = columns
         columns = (
             k_BGHP.repeat_interleave(dilation, dim=0),
             v_BGHP.repeat_interleave(dilation, dim=0),
-            classes(seen_BLG, front),
+            query_classes(seen_BLG),
         )
     y_CLHP = _local(
-        classes(q_BLHP, front),
-        classes(k_BMHP, 0),
-        classes(v_BMHP, 0),
+        query_classes(q_BLHP),
+        key_classes(k_BMHP),
+        key_classes(v_BMHP),
         columns,
-        classes(key_BM, 0),
-        classes(real_BM[:, offset:], front),
-        None if segment_ids_BM is None else classes(segment_ids_BM, 0),
+        key_classes(key_BM),
+        query_classes(real_BM[:, offset:]),
+        None if segment_ids_BM is None else key_classes(segment_ids_BM),
         window,
         causal,
         scale,
     )
     y_BLHP = y_CLHP.unflatten(0, (q_BLHP.shape[0], dilation)).transpose(1, 2).flatten(1, 2)
-    return y_BLHP[:, front : front + length]
+    return _first(y_BLHP[:, front:], length)
 
 
 def _local(
@@ -193,8 +200,8 @@ def _local(
     """Band attention, with the global columns put beside each block's keys so that one softmax covers both."""
     batch, length = q_BLHP.shape[:2]
     offset = k_BMHP.shape[1] - length
-    block, before, after = _blocking(window, length, causal)
-    n_blocks = (length + block - 1) // block
+    block, before, after = _blocking(window, length, k_BMHP.shape[1], causal)
+    n_blocks = (length + block * _spare() + block - 1) // block
     tail = n_blocks * block - length
 
     def query_blocks(x: Tensor) -> Tensor:
@@ -202,8 +209,8 @@ def _local(
 
     def key_blocks(x: Tensor) -> Tensor:
         grid = _pad_length(x, before * block - offset, tail + after * block)
-        grid = grid.unflatten(1, (n_blocks + before + after, block))
-        return torch.cat([grid[:, shift : shift + n_blocks] for shift in range(before + after + 1)], dim=2)
+        shifted = [grid.narrow(1, shift * block, n_blocks * block) for shift in range(before + after + 1)]
+        return torch.cat([x.unflatten(1, (n_blocks, block)) for x in shifted], dim=2)
 
     q_BNTHP, k_BNSHP, v_BNSHP = query_blocks(q_BLHP), key_blocks(k_BMHP), key_blocks(v_BMHP)
     band_TS = _band(block, before, after, window, causal, q_BLHP.device)
@@ -214,7 +221,8 @@ def _local(
     # Padding sees itself alone: its row is thrown away, and no softmax is ever empty.
     itself_TS = torch.eye(block, dtype=torch.bool, device=q_BLHP.device)
     itself_TS = F.pad(itself_TS, (before * block, after * block))
-    seen_BNTS = torch.where(query_blocks(query_BL)[..., None], seen_BNTS, itself_TS)
+    query_BNT1 = query_blocks(query_BL)[..., None]
+    seen_BNTS = (seen_BNTS & query_BNT1) | (itself_TS & ~query_BNT1)
     if columns is not None:
         k_BGHP, v_BGHP, seen_BLG = columns
         k_BNSHP = torch.cat([k_BNSHP, k_BGHP[:, None].expand(-1, n_blocks, -1, -1, -1)], dim=2)
@@ -223,18 +231,24 @@ def _local(
     y_ZTHP = _attend(
         q_BNTHP.flatten(0, 1), k_BNSHP.flatten(0, 1), v_BNSHP.flatten(0, 1), seen_BNTS.flatten(0, 1), scale
     )
-    return y_ZTHP.unflatten(0, (batch, n_blocks)).flatten(1, 2)[:, :length]
+    y_BLHP = y_ZTHP.unflatten(0, (batch, n_blocks)).flatten(1, 2)
+    return _first(y_BLHP, length)
 
 
-def _blocking(window: int, length: int, causal: bool) -> tuple[int, int, int]:
+def _blocking(window: int, length: int, n_keys: int, causal: bool) -> tuple[int, int, int]:
     """Queries in a block, and how many key blocks before and after it its window can touch."""
     block = min(max(window, _SMALLEST_BLOCK), _LARGEST_BLOCK)
     # While tracing, the length may be a symbol: the block then depends on the window alone, so one graph serves all.
     if not torch.compiler.is_compiling():
-        block = min(block, max(length, 1))
-        window = min(window, -(-length // block) * block - 1) if length > 0 else window
+        block = min(block, length)
+        window = min(window, n_keys - 1)
     before = -(-window // block)
     return block, before, 0 if causal else before
+
+
+def _spare() -> int:
+    """The exporter would fix whether there is one block or there are several: a spare one, thrown away, leaves it open."""
+    return 1 if torch.compiler.is_exporting() else 0
 
 
 def _band(block: int, before: int, after: int, window: int, causal: bool, device: torch.device) -> Tensor:
@@ -242,6 +256,14 @@ def _band(block: int, before: int, after: int, window: int, causal: bool, device
     key_S = torch.arange((before + 1 + after) * block, device=device)
     distance_TS = key_S[None, :] - query_T[:, None]
     return (distance_TS >= -window) & (distance_TS <= (0 if causal else window))
+
+
+def _first(x: Tensor, length: int) -> Tensor:
+    """The first positions of axis 1."""
+    if torch.compiler.is_exporting():
+        # A slice makes the tracer ask whether anything was cut off, and the graph then serves only such lengths.
+        return x.index_select(1, torch.arange(length, device=x.device))
+    return x[:, :length]
 
 
 def _pad_length(x: Tensor, front: int, back: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""Hydra configs: one file per verb, one folder per group."""

@@ -1,0 +1,302 @@
+"""What the domains share: the data module they derive from and the LightningModule that trains any of their tasks."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchmetrics import MetricCollection
+
+from longseq.backbone import Backbone
+from longseq.domains.loading import LengthBatches, ResumableLoader
+from longseq.domains.tasks import TASKS, Batch, Task
+from longseq.errors import ConfigError
+from longseq.model import SequenceModel
+from longseq.optim import SCHEDULES, parameter_groups, parameter_options
+
+Row = Mapping[str, float | str]
+
+
+class Rows(Dataset[dict[str, Any]], ABC):
+    """A split's rows, of known lengths.
+
+    Attributes:
+        lengths: of every row, in positions.
+        epoch: chooses the random numbers of augmentation; set before each epoch.
+    """
+
+    lengths: np.ndarray
+    epoch: int = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+class DomainData(L.LightningDataModule, ABC):
+    """A domain's data module: reads the user's files in `setup`, then answers what the model and the report need.
+
+    Args:
+        task: the task's name.
+        batch_size: rows per process and step.
+        max_tokens: if set, batches hold at most so many positions, padding included.
+        num_workers: loader processes; 0 reads in the training process.
+        seed: of splits, shuffling and augmentation.
+
+    Attributes:
+        splits: rows by the names train, val, test and predict; filled by `setup`.
+        counts: what was read, skipped, cropped and so on, for the report.
+    """
+
+    domain: str
+
+    def __init__(
+        self, *, task: str, batch_size: int, max_tokens: int | None = None, num_workers: int = 0, seed: int = 1
+    ) -> None:
+        super().__init__()
+        self.task_name = task
+        self.batch_size, self.max_tokens, self.num_workers, self.seed = batch_size, max_tokens, num_workers, seed
+        self.splits: dict[str, Rows] = {}
+        self.counts: dict[str, int | float | str] = {}
+
+    @abstractmethod
+    def task_options(self) -> dict[str, Any]:
+        """What the data says of the task: labels, vocabulary, means, class weights."""
+
+    @abstractmethod
+    def model_options(self, backbone: Backbone) -> dict[str, Any]:
+        """The model config's `embedding`, and `tokenizer` and whatever else inference needs."""
+
+    @property
+    @abstractmethod
+    def max_length(self) -> int:
+        """The longest sequence that the model will see, in positions; backbones with a fixed length are built for it."""
+
+    @abstractmethod
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        """A batch from rows."""
+
+    def head_options(self, backbone: Backbone, head: dict[str, Any]) -> dict[str, Any]:
+        """The model config's `head`: the task's own unless the domain has reason to change it."""
+        del backbone
+        return head
+
+    def model_files(self) -> dict[str, str]:
+        """Further text files for the model folder, by name."""
+        return {}
+
+    def summary(self) -> dict[str, Any]:
+        """Counts, lengths and the domain's own facts per split, for the console and the report."""
+        return {name: {"rows": len(rows)} for name, rows in self.splits.items()}
+
+    def baselines(self) -> dict[str, Row]:
+        """Trivial baselines by name, each with the test metrics that the model is judged by."""
+        return {}
+
+    def row_names(self, split: str, index: np.ndarray) -> dict[str, Sequence[Any]]:
+        """Columns that identify rows in predictions.csv."""
+        del split
+        return {"row": index.tolist()}
+
+    def loader(self, split: str, *, shuffle: bool = False, epoch: int = 0) -> DataLoader[Any]:
+        """Batches of a split for this process."""
+        rows = self.splits[split]
+        rows.epoch = epoch
+        trainer = self.trainer
+        sampler = LengthBatches(
+            rows.lengths,
+            self.batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+            max_tokens=self.max_tokens,
+            epoch=epoch,
+        )
+        return ResumableLoader(
+            rows,
+            batch_sampler=sampler,
+            collate_fn=self.collate,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            # Its own generator: making an iterator then leaves the global random state alone, so that a
+            # resumed run draws the same numbers as one that never stopped.
+            generator=torch.Generator().manual_seed(self.seed),
+            progress=lambda: trainer.fit_loop.epoch_loop.batch_progress.current.processed if trainer else 0,
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Made anew for every epoch (`reload_dataloaders_every_n_epochs=1`), whose number chooses order and augmentation."""
+        # Not trainer.current_epoch, which is one behind while a run is being resumed.
+        epoch = self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0
+        return self.loader("train", shuffle=True, epoch=epoch)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self.loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self.loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return self.loader("predict")
+
+
+class DomainModule(L.LightningModule):
+    """Trains a task's model; domains derive from it to add augmentation, test-time averaging and the like.
+
+    Args:
+        task: loss, metrics and head.
+        model: with its config, so that it can be saved.
+        optimizer: `name` (adamw), `lr`, `weight_decay`, `betas`.
+        schedule: `name` (cosine, linear, constant), `warmup` (share of all steps, or a number of steps above 1), `min_ratio`.
+        compile: compile the network (not the module) with torch.compile.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        model: SequenceModel,
+        *,
+        optimizer: Mapping[str, Any] | None = None,
+        schedule: Mapping[str, Any] | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.task = task
+        self.model = model
+        self.optimizer_config = dict(optimizer or {})
+        self.schedule_config = dict(schedule or {})
+        # Compiled in place: the network keeps its parameters' names, and the module stays as Python.
+        if compile:
+            self.model.compile()
+        self.metrics: dict[str, MetricCollection] = {}
+        self.tokens = 0
+        self.seconds = 0.0
+        self._last_log = (0, 0.0)
+        self._started: float | None = None
+        # Read from the marks now: wrappers such as FSDP replace the parameters that carry them.
+        self.parameter_options = parameter_options(
+            self.model, lr=self.optimizer_config.get("lr", 1e-3), weight_decay=self.optimizer_config.get("weight_decay", 0.0)
+        )
+
+    # -- running the model
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The model's outputs for a batch."""
+        return self.model(batch["inputs"], batch.get("mask"), batch.get("segment_ids"))
+
+    def evaluate_batch(self, batch: Batch) -> Tensor:
+        """Outputs for metrics and predictions; domains average several views here."""
+        return self(batch)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.task.loss(self(batch), batch)
+        size = len(batch["inputs"])
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
+        mask = batch.get("mask")
+        self.tokens += int(mask.sum()) if mask is not None and not mask.is_cuda else batch["inputs"].shape[0] * batch["inputs"].shape[1]
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, np.ndarray]:
+        columns = self.task.predictions(self.evaluate_batch(batch), batch)
+        return {"index": batch["index"].cpu().numpy(), **columns}
+
+    def _evaluate(self, split: str, batch: Batch) -> None:
+        outputs = self.evaluate_batch(batch)
+        if not self.task.per_position:
+            self.log(f"{split}/loss", self.task.loss(outputs, batch), batch_size=len(batch["inputs"]), sync_dist=True)
+        self.task.update(self.metrics[split], outputs, batch)
+
+    # -- metrics
+
+    def _start_metrics(self, split: str) -> None:
+        self.metrics[split] = self.task.metrics().to(self.device)
+
+    def _log_metrics(self, split: str) -> None:
+        values = {f"{split}/{name}": value for name, value in self.metrics[split].compute().items()}
+        self.log_dict(values, prog_bar=split == "val", rank_zero_only=False)
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_metrics("val")
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_start(self) -> None:
+        self._start_metrics("test")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    # -- throughput
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self._started is None:
+            self._started = time.perf_counter()
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        every = max(1, self.trainer.log_every_n_steps)
+        if (batch_idx + 1) % every == 0 or self.trainer.is_last_batch:
+            self._measure_throughput()
+
+    def _measure_throughput(self) -> None:
+        if self._started is None:
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds += time.perf_counter() - self._started
+        self._started = time.perf_counter()
+        tokens, seconds = self._last_log
+        rate = (self.tokens - tokens) / max(1e-9, self.seconds - seconds)
+        self._last_log = (self.tokens, self.seconds)
+        self.log("tokens/s", rate * self.trainer.world_size, prog_bar=True, batch_size=1)
+
+    def on_validation_start(self) -> None:
+        # Validation inside a training epoch is not training time.
+        if self._started is not None:
+            self.seconds += time.perf_counter() - self._started
+            self._started = None
+
+    # -- optimisation
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        config = self.optimizer_config
+        names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        trained = [(name, parameter) for name, parameter in self.model.named_parameters() if name in set(names)]
+        groups = parameter_groups(trained, self.parameter_options)
+        for group in groups:
+            del group["names"]
+        if config.get("name", "adamw") != "adamw":
+            raise ConfigError(f"optimizer.name must be adamw, found {config['name']!r}")
+        optimizer = torch.optim.AdamW(groups, betas=tuple(config.get("betas", (0.9, 0.999))), eps=config.get("eps", 1e-8))
+        total = int(self.trainer.estimated_stepping_batches)
+        factor = build_schedule(self.schedule_config, total)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def build_schedule(config: Mapping[str, Any], total_steps: int) -> Any:
+    """The factor on the learning rate at every step; `warmup` below 1 is a share of all steps."""
+    name = config.get("name", "cosine")
+    if name not in SCHEDULES:
+        raise ConfigError(f"schedule.name must be one of {', '.join(SCHEDULES)}, found {name!r}")
+    warmup = config.get("warmup", 0.0)
+    steps = round(warmup * total_steps) if warmup < 1 else int(warmup)
+    return SCHEDULES[name](total_steps, steps, config.get("min_ratio", 0.0))
+
+
+def create_task(name: str, **options: Any) -> Task:
+    """A shared task by name."""
+    if name not in TASKS:
+        raise ConfigError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
+    return TASKS[name](**options)

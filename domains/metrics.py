@@ -1,0 +1,69 @@
+"""Metrics that torchmetrics does not hold in the form that several domains need; exact under DDP."""
+
+import math
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+from torchmetrics.utilities import dim_zero_cat
+
+
+class BinaryScores(Metric):
+    """AUROC or AUPRC of the second of two classes, from probabilities (B, 2).
+
+    Args:
+        which: `auroc` or `auprc`.
+    """
+
+    scores: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self, which: str) -> None:
+        super().__init__()
+        self.compute_score = {"auroc": binary_auroc, "auprc": binary_average_precision}[which]
+        self.add_state("scores", default=[], dist_reduce_fx="cat")
+        self.add_state("labels", default=[], dist_reduce_fx="cat")
+
+    def update(self, probabilities: Tensor, labels: Tensor) -> None:
+        """Adds probabilities (B, 2) and labels (B,)."""
+        self.scores.append(probabilities[:, 1])
+        self.labels.append(labels)
+
+    def compute(self) -> Tensor:
+        """The score; NaN while only one class has been seen, for which it is not defined."""
+        labels = dim_zero_cat(self.labels)
+        if labels.min() == labels.max():
+            return torch.tensor(math.nan, device=labels.device)
+        return self.compute_score(dim_zero_cat(self.scores), labels)
+
+
+class TokenLoss(Metric):
+    """Mean token loss over a whole split, in the unit asked for.
+
+    Args:
+        which: `loss` (nats), `bits`, `perplexity` or `accuracy`.
+    """
+
+    total: Tensor
+    count: Tensor
+    correct: Tensor
+
+    def __init__(self, which: str) -> None:
+        super().__init__()
+        self.which = which
+        # fp64: a genome has more tokens than fp32 can count one by one.
+        for name in ("total", "count", "correct"):
+            self.add_state(name, default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, total: Tensor, count: Tensor, correct: Tensor) -> None:
+        """Adds a batch's summed loss in nats, its number of tokens, and how many were predicted right."""
+        self.total += total.double()
+        self.count += count.double()
+        self.correct += correct.double()
+
+    def compute(self) -> Tensor:
+        """The mean in the unit asked for."""
+        nats = self.total / self.count
+        values = {"loss": nats, "bits": nats / math.log(2), "perplexity": nats.exp()}
+        return values.get(self.which, self.correct / self.count).float()

@@ -1,0 +1,76 @@
+"""A whole model: embedding, backbone, head; built from the plain dict that its config.json holds."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from longseq.backbone import Backbone, State
+from longseq.embeddings import TokenEmbedding, create_embedding
+from longseq.heads import TokenHead, create_head
+from longseq.registry import create_backbone
+
+
+class SequenceModel(nn.Module):
+    """Embedding, backbone and head.
+
+    Args:
+        embedding: turns inputs and mask into `(B, L, D)` and its mask.
+        backbone: `(B, L, D) -> (B, L, D)`.
+        head: turns `(B, L, D)` and the mask into the task's outputs.
+        config: what `build_model` needs to build it again; kept and saved, not read.
+    """
+
+    def __init__(
+        self, embedding: nn.Module, backbone: Backbone, head: nn.Module, config: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.backbone = backbone
+        self.head = head
+        self.config = config or {}
+        if isinstance(head, TokenHead) and head.tie:
+            if not isinstance(embedding, TokenEmbedding):
+                raise ValueError("head.tie needs a token embedding to share its matrix with")
+            head.projection.weight = embedding.embedding.weight
+
+    def features(self, inputs: Tensor, mask_BL: Tensor | None = None, segment_ids_BL: Tensor | None = None) -> Tensor:
+        """The backbone's `(B, L, D)` before the head."""
+        x_BLD, mask_BL = self.embedding(inputs, mask_BL)
+        return self.backbone(x_BLD, mask_BL, segment_ids_BL)
+
+    def forward(self, inputs: Tensor, mask_BL: Tensor | None = None, segment_ids_BL: Tensor | None = None) -> Tensor:
+        """The task's outputs for whole sequences."""
+        x_BLD, mask_BL = self.embedding(inputs, mask_BL)
+        return self.head(self.backbone(x_BLD, mask_BL, segment_ids_BL), mask_BL)
+
+    def init_state(self, batch_size: int) -> State:
+        """The backbone's state before the first position."""
+        return self.backbone.init_state(batch_size)
+
+    def forward_chunk(self, inputs: Tensor, state: State, mask_BL: Tensor | None = None) -> tuple[Tensor, State]:
+        """Outputs at the next L positions, and the state after them; for heads that answer at every position."""
+        x_BLD, mask_BL = self.embedding(inputs, mask_BL)
+        y_BLD, state = self.backbone.forward_chunk(x_BLD, state, mask_BL)
+        return self.head(y_BLD, mask_BL), state
+
+
+def build_model(config: dict[str, Any], backbone: Backbone | None = None) -> SequenceModel:
+    """Builds a model from its config.
+
+    Args:
+        config: with the keys `embedding`, `backbone` and `head`, each a dict with `name` and options. Other keys
+            (`domain`, `task`, `labels`, `tokenizer`, ...) are kept for whoever uses the model.
+        backbone: already built from `config["backbone"]`; None builds it.
+
+    Raises:
+        ValueError: for a missing key, an unknown name or an option out of range.
+        TypeError: for an unknown option.
+    """
+    for key in ("embedding", "backbone", "head"):
+        if "name" not in config.get(key, {}):
+            raise ValueError(f"the model's config has no {key}.name; found the keys {sorted(config)}")
+    if backbone is None:
+        backbone = create_backbone(**config["backbone"])
+    embedding = create_embedding(d_model=backbone.d_model, **config["embedding"])
+    head = create_head(d_model=backbone.d_model, **config["head"])
+    return SequenceModel(embedding, backbone, head, config)

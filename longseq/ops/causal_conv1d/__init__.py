@@ -1,0 +1,141 @@
+"""The short causal depthwise convolution in front of a state space model."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from longseq.ops.causal_conv1d.chunked import causal_conv1d_chunked
+from longseq.ops.causal_conv1d.reference import causal_conv1d_reference
+
+__all__ = ["causal_conv1d"]
+
+Implementation = Literal["auto", "reference", "chunked", "triton"]
+_TRITON_MODULE = "longseq.ops.causal_conv1d.triton"
+
+
+def causal_conv1d(
+    x_BLD: Tensor,
+    weight_DK: Tensor,
+    bias_D: Tensor | None = None,
+    *,
+    activation: Literal["silu"] | None = None,
+    initial_state_BKD: Tensor | None = None,
+    mask_BL: Tensor | None = None,
+    segment_ids_BL: Tensor | None = None,
+    reverse: bool = False,
+    implementation: Implementation = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Convolve each channel with its own K taps, y_t = act(bias + sum_k weight_k x_{t-(K-1)+k}), seeing no later input.
+
+    The last tap meets the current input, as in the weight of `nn.Conv1d` (a correlation). For filters as long as the
+    sequence use the FFT convolution instead.
+
+    Args:
+        x_BLD: inputs (B, L, D).
+        weight_DK: taps (D, K), oldest input first.
+        bias_D: added to every output (D,).
+        activation: "silu", or None.
+        initial_state_BKD: the K-1 inputs before the first real position (B, K-1, D), oldest first; zeros if left out.
+        mask_BL: bool (B, L), True = real. Masked inputs count as zeros, masked outputs are zeros, and NaN at a masked
+            position is not read.
+        segment_ids_BL: integers (B, L); no tap reaches across a change of the id between real positions.
+        reverse: convolve from right to left: y_t sees x_t ... x_{t+K-1}. The states then stand on the other sides: the
+            initial one to the right (the rightmost input is the oldest), the final one at the left end.
+        implementation: "auto", or "reference" (loops), "chunked" (plain PyTorch), "triton" (CUDA kernels).
+
+    Returns:
+        y_BLD in the dtype of `x_BLD`, and the final state: the K-1 inputs up to the last real position, (B, K-1, D),
+        float32 (float64 for float64 inputs), with zeros for what another segment holds.
+
+    Raises:
+        TypeError: a mask that is not bool, segment ids that are not integers, inputs that are not floating point.
+        ValueError: shapes that do not fit, an unknown activation or implementation, or one not available here.
+
+    Cost: O(B L D K) time and O(B L D) memory.
+
+    Paper: Mamba, https://arxiv.org/abs/2312.00752, section 3.4 and figure 3. The authors' kernel works on (B, D, L); this
+    one needs no transpose, and its state is K-1 inputs, not K.
+    """
+    _check(x_BLD, weight_DK, bias_D, activation, initial_state_BKD, mask_BL, segment_ids_BL)
+    run = _choose(implementation, x_BLD)
+    return run(
+        x_BLD,
+        weight_DK,
+        bias_D,
+        activation=activation,
+        initial_state_BKD=initial_state_BKD,
+        mask_BL=mask_BL,
+        segment_ids_BL=segment_ids_BL,
+        reverse=reverse,
+    )
+
+
+def _choose(implementation: str, x_BLD: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The one place where an implementation is chosen."""
+    if implementation == "reference":
+        return causal_conv1d_reference
+    if implementation == "chunked":
+        return causal_conv1d_chunked
+    if implementation not in ("auto", "triton"):
+        raise ValueError(f"implementation must be auto, reference, chunked or triton, found {implementation!r}")
+    problem = _why_no_triton(x_BLD)
+    if problem is None:
+        return importlib.import_module(_TRITON_MODULE).causal_conv1d_triton
+    if implementation == "triton":
+        raise ValueError(f"implementation='triton' is not available: {problem}; use 'auto' or 'chunked'")
+    return causal_conv1d_chunked
+
+
+def _why_no_triton(x_BLD: Tensor) -> str | None:
+    if torch.compiler.is_exporting():
+        return "an exported graph cannot hold Triton kernels"
+    if not x_BLD.is_cuda:
+        return f"it needs CUDA tensors, found {x_BLD.device}"
+    if x_BLD.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it computes in float32, found {x_BLD.dtype}"
+    for module in (_TRITON_MODULE, "triton"):
+        if importlib.util.find_spec(module) is None:
+            return f"the module {module} is not installed"
+    return None
+
+
+def _check(
+    x_BLD: Tensor,
+    weight_DK: Tensor,
+    bias_D: Tensor | None,
+    activation: str | None,
+    initial_state_BKD: Tensor | None,
+    mask_BL: Tensor | None,
+    segment_ids_BL: Tensor | None,
+) -> None:
+    if x_BLD.ndim != 3 or weight_DK.ndim != 2 or weight_DK.shape[1] == 0:
+        shapes = f"x {tuple(x_BLD.shape)} and weight {tuple(weight_DK.shape)}"
+        raise ValueError(f"x must be (batch, length, width) and weight (width, taps), found {shapes}")
+    batch, length, width = x_BLD.shape
+    if not torch.compiler.is_exporting() and length == 0:
+        raise ValueError("x has length 0; the shortest sequence is one position")
+    if activation not in (None, "silu"):
+        raise ValueError(f"activation must be 'silu' or None, found {activation!r}")
+    expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
+        "x": (x_BLD, (batch, length, width)),
+        "weight": (weight_DK, (width, weight_DK.shape[1])),
+        "bias": (bias_D, (width,)),
+        "initial_state": (initial_state_BKD, (batch, weight_DK.shape[1] - 1, width)),
+        "mask": (mask_BL, (batch, length)),
+        "segment_ids": (segment_ids_BL, (batch, length)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            raise ValueError(f"{name} must have shape {shape} to fit x and weight, found {tuple(tensor.shape)}")
+        if name not in ("mask", "segment_ids") and not tensor.is_floating_point():
+            raise TypeError(f"{name} must be floating point, found {tensor.dtype}")
+    if mask_BL is not None and mask_BL.dtype != torch.bool:
+        raise TypeError(f"mask must be bool with True at real positions, found {mask_BL.dtype}: use mask.bool()")
+    if segment_ids_BL is not None and (segment_ids_BL.is_floating_point() or segment_ids_BL.dtype == torch.bool):
+        raise TypeError(f"segment_ids must be integers, found {segment_ids_BL.dtype}")

@@ -1,0 +1,148 @@
+"""What a training run needs around Lightning's loop: checkpoints that resume exactly, a stop on NaN, a progress bar."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
+
+from longseq.errors import LongseqError
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+
+
+class RunCheckpoints(Checkpoint):
+    """Keeps `last.ckpt`, from which a killed run goes on exactly, and `best.ckpt`, by the task's own metric.
+
+    Args:
+        folder: where both stand.
+        monitor: such as `val/mcc`.
+        mode: `max` or `min`, whichever is better.
+        every_n_steps: write `last` inside epochs too; None after each epoch only.
+    """
+
+    def __init__(self, folder: str, monitor: str, mode: str, every_n_steps: int | None = None) -> None:
+        self.folder = Path(folder)
+        self.monitor, self.mode, self.every_n_steps = monitor, mode, every_n_steps
+        self.best_score: float | None = None
+        self._random: dict[str, Any] | None = None
+
+    @property
+    def best(self) -> Path:
+        """The best checkpoint so far; the file exists once a validation has run."""
+        return self.folder / BEST
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.folder / LAST
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score, "random": random_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score = state_dict["best_score"]
+        self._random = state_dict["random"]
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        # Building the model has drawn random numbers that the first run drew too; go on where the checkpoint was.
+        if self._random is not None:
+            set_random_state(self._random)
+            self._random = None
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        every = self.every_n_steps
+        if every and trainer.global_step % every == 0 and not trainer.is_last_batch:
+            trainer.save_checkpoint(self.last)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        score = trainer.callback_metrics.get(self.monitor)
+        if trainer.sanity_checking or trainer.state.fn != "fit" or score is None or not torch.isfinite(score):
+            return
+        value = float(score)
+        better = self.best_score is None or (value > self.best_score if self.mode == "max" else value < self.best_score)
+        if better or not self.best.exists():
+            self.best_score = value
+            trainer.save_checkpoint(self.best)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.save_checkpoint(self.last)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        # Ctrl-C keeps what was learned; any other error leaves the last good checkpoint as it is.
+        if isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0:
+            trainer.save_checkpoint(self.last)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every random generator that training draws from."""
+    state: dict[str, Any] = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Puts back what `random_state` gave."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+class StopOnNaN(L.Callback):
+    """Stops the run at the first loss that is NaN or infinite, and says which step it was.
+
+    The check stays on the device and is read every `log_every_n_steps` and before every checkpoint, so that it does not
+    hold up a GPU and no checkpoint with broken weights is ever written.
+    """
+
+    def __init__(self) -> None:
+        self._first_bad: torch.Tensor | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._first_bad = torch.full((), -1, device=pl_module.device, dtype=torch.long)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        if not isinstance(loss, torch.Tensor) or self._first_bad is None:
+            return
+        step = torch.full_like(self._first_bad, trainer.global_step)
+        bad = ~torch.isfinite(loss.detach()) & (self._first_bad < 0)
+        self._first_bad = torch.where(bad, step, self._first_bad)
+        on_cpu = self._first_bad.device.type == "cpu"
+        if on_cpu or trainer.global_step % max(1, trainer.log_every_n_steps) == 0 or trainer.is_last_batch:
+            self.check()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raises LongseqError if any step so far had a bad loss."""
+        if self._first_bad is None or (step := int(self._first_bad)) < 0:
+            return
+        raise LongseqError(
+            f"the loss became NaN or infinite at step {step}; the last good checkpoint is kept. "
+            "Lower optimizer.lr, raise schedule.warmup, or set trainer.precision=32-true; trainer.detect_anomaly=true finds the layer"
+        )
+
+
+class Progress(RichProgressBar):
+    """Rich's bar with loss, tokens/s and the remaining time, without Lightning's version number."""
+
+    def __init__(self, refresh_rate: int = 5) -> None:
+        theme = RichProgressBarTheme(metrics_format=".4g")
+        super().__init__(refresh_rate=refresh_rate, leave=False, theme=theme)
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name != "v_num" and not name.endswith("_epoch")}

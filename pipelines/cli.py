@@ -1,0 +1,265 @@
+"""The command line: finds the verbs, composes their configs with Hydra, and turns errors into answers.
+
+A verb is a file of this folder with a function `run`. If `configs/` holds a file of the same name, its arguments are Hydra
+overrides and `run` gets the composed config; otherwise `run` gets the plain arguments. Nothing heavy is imported here, so
+that help and mistyped overrides answer at once.
+"""
+
+import ast
+import difflib
+import os
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from longseq.errors import ConfigError, LongseqError
+from longseq.pipelines.run_folder import resume_from
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+PIPELINES = Path(__file__).parent
+CONFIGS = PIPELINES.parent / "configs"
+GROUP_OVERRIDE = re.compile(r"^[+~]{0,2}(?P<key>[\w/.@\-]+)(=(?P<value>.*))?$", re.DOTALL)
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """The console script's entry point; exits 0, or 2 for a mistake in the command, 1 for a failed run, 130 for Ctrl-C."""
+    args = sys.argv[1:] if argv is None else argv
+    try:
+        sys.exit(dispatch(args))
+    except LongseqError as error:
+        fail(str(error), 2)
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; not an error. Python would complain once more while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Prints the answer on stderr, without a traceback, and exits."""
+    print(f"longseq: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def dispatch(args: list[str]) -> int:
+    """Runs one command and returns its exit code."""
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if args[0] in ("-V", "--version"):
+        import longseq
+
+        print(f"longseq {longseq.__version__}")
+        return 0
+    verb, rest = args[0], args[1:]
+    if verb not in verbs():
+        raise ConfigError(f"there is no verb {verb!r}{nearest(verb, verbs())}. Verbs: {', '.join(verbs())}")
+    if any(arg in ("-h", "--help") for arg in rest):
+        print(verb_help(verb))
+        return 0
+    if not (CONFIGS / f"{verb}.yaml").is_file():
+        return int(load_verb(verb).run(rest) or 0)
+    return run_with_config(verb, rest)
+
+
+def verbs() -> dict[str, str]:
+    """Every verb with its one-line description."""
+    found = {}
+    for path in sorted(PIPELINES.glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        if re.search(r"^def run\(", source, re.MULTILINE):
+            found[path.stem] = (ast.get_docstring(ast.parse(source)) or "").split("\n")[0].rstrip(".")
+    return found
+
+
+def load_verb(verb: str) -> ModuleType:
+    """Imports a verb's file; this is where torch and Lightning come in."""
+    from importlib import import_module
+
+    return import_module(f"longseq.pipelines.{verb}")
+
+
+def groups(folder: Path = CONFIGS) -> dict[str, list[str]]:
+    """Config groups with their choices, nested ones as `dna/gue_tf0`."""
+    found = {}
+    for group in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_"))):
+        found[group.name] = sorted(str(path.relative_to(group).with_suffix("")) for path in group.rglob("*.yaml"))
+    return found
+
+
+def overview() -> str:
+    """What `longseq --help` prints."""
+    lines = ["longseq: train, fine-tune and export long-sequence backbones on your own data", ""]
+    lines += ["usage: longseq <verb> [key=value ...]", "", "verbs:"]
+    lines += [f"  {verb:<10} {summary}" for verb, summary in verbs().items()]
+    lines += ["", "examples:"]
+    lines += [
+        "  longseq fit domain=dna backbone=hyena",
+        "  longseq fit domain=dna data.train=train.csv data.val=val.csv data.test=test.csv",
+        "  longseq fit -m seed=1,2,3",
+        "  longseq fit --help        the choices of every group",
+    ]
+    return "\n".join(lines)
+
+
+def verb_help(verb: str) -> str:
+    """What `longseq <verb> --help` prints: the verb's description and the choices of every group it uses."""
+    source = (PIPELINES / f"{verb}.py").read_text(encoding="utf-8")
+    lines = [ast.get_docstring(ast.parse(source)) or "", ""]
+    config = CONFIGS / f"{verb}.yaml"
+    if not config.is_file():
+        return "\n".join(lines).rstrip()
+    text = config.read_text(encoding="utf-8")
+    used = [group for group in groups() if re.search(rf"^\s*-\s*(optional )?{group}:", text, re.MULTILINE)]
+    lines += [f"usage: longseq {verb} [group=choice ...] [key=value ...] [-m key=a,b,c] [--cfg job]", "", "groups:"]
+    lines += [f"  {group:<10} {', '.join(groups()[group]) or '-'}" for group in used]
+    lines += ["", f"--cfg job prints the composed config; every key of it is an option. Shipped: configs/{verb}.yaml"]
+    return "\n".join(lines)
+
+
+def nearest(word: str, known: Any) -> str:
+    """`; did you mean ...?` for the nearest known words, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+# -- Hydra
+
+
+def run_with_config(verb: str, args: list[str]) -> int:
+    """Composes the verb's config from the overrides and runs it, once or for every point of a sweep."""
+    overrides = [arg for arg in args if not arg.startswith("-")]
+    check_overrides(verb, overrides)
+    from hydra._internal.utils import _run_hydra, get_args_parser
+    from hydra.core.hydra_config import HydraConfig
+
+    code = 0
+
+    def job(cfg: "DictConfig") -> None:
+        nonlocal code
+        own = list(HydraConfig.get().overrides.task)
+        # Lightning's DDP launcher starts the other processes with sys.argv: give it this job alone,
+        # and hide Hydra from it, for it would add options of its own.
+        sys.argv = [sys.argv[0], verb, *own]
+        HydraConfig.instance().cfg = None
+        if "resume" in cfg:
+            cfg = resume_from(cfg, own)
+        result = load_verb(verb).run(cfg)
+        code = max(code, int(result.get("exit_code", 0)) if isinstance(result, dict) else 0)
+
+    parser = get_args_parser()
+    # Lets errors through as exceptions; Hydra would print them and exit by itself.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    argv = sys.argv
+    try:
+        _run_hydra(
+            args=parser.parse_args(args),
+            args_parser=parser,
+            task_function=job,
+            config_path="pkg://longseq.configs",
+            config_name=verb,
+        )
+    finally:
+        sys.argv = argv
+    return code
+
+
+def check_overrides(verb: str, overrides: list[str]) -> None:
+    """Raises ConfigError with the nearest valid keys or choices, before anything heavy is imported."""
+    known_groups = groups()
+    plain = []
+    for override in overrides:
+        match = GROUP_OVERRIDE.match(override)
+        if match is None or "=" not in override and not override.startswith("~"):
+            raise ConfigError(f"{override!r} is not an override; expected key=value, such as backbone.d_model=128")
+        key, value = match["key"], match["value"] or ""
+        if key.split("@")[0] in known_groups:
+            check_choice(key.split("@")[0], value, known_groups)
+            plain.append(override if not is_sweep(value) else f"{key}={value.split(',')[0]}")
+        elif override.startswith(("+", "~")) or key.startswith("hydra"):
+            continue
+        else:
+            plain.append(f"{key}=null")
+    compose_and_check_keys(verb, plain, known_groups)
+
+
+def is_sweep(value: str) -> bool:
+    """Whether a value is a sweep's list such as `1,2,3`, and not one value."""
+    return "," in value and not value.startswith(("[", "{", "'", '"'))
+
+
+def check_choice(group: str, value: str, known_groups: dict[str, list[str]]) -> None:
+    """Raises ConfigError if a group has no such choice."""
+    for choice in value.strip("[]").split(","):
+        choice = choice.strip()
+        if choice in ("null", "") or choice.startswith(("glob(", "choice(")) or choice in known_groups[group]:
+            continue
+        if group == "backbone" and ":" in choice:
+            continue
+        raise ConfigError(
+            f"{group} has no choice {choice!r}{nearest(choice, known_groups[group])}. "
+            f"Choices: {', '.join(known_groups[group])}"
+        )
+
+
+def compose_and_check_keys(verb: str, overrides: list[str], known_groups: dict[str, list[str]]) -> None:
+    """Composes the groups alone, and looks every other key up in the result."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+
+    choices = [o for o in overrides if o.split("=")[0].split("@")[0] in known_groups]
+    GlobalHydra.instance().clear()
+    with initialize_config_module("longseq.configs", version_base="1.3"):
+        config = compose(verb, overrides=choices)
+    for override in overrides:
+        if override in choices:
+            continue
+        key = override.split("=")[0]
+        check_key(config, key, [*known_groups])
+
+
+def check_key(config: Any, key: str, group_names: list[str]) -> None:
+    """Raises ConfigError if the config has no such key; the message holds the nearest ones at the level that fails."""
+    from omegaconf import DictConfig, OmegaConf
+
+    node, done = config, []
+    for part in key.split("."):
+        if OmegaConf.is_list(node) or node is None:
+            return
+        if not isinstance(node, DictConfig) or part not in node:
+            known = [str(name) for name in node] if isinstance(node, DictConfig) else []
+            place = ".".join([*done, part])
+            every = known if done else sorted({*known, *group_names})
+            near = far_keys(config, part, cutoff=1.0) or difflib.get_close_matches(part, every, n=3, cutoff=0.5)
+            near = near or far_keys(config, part, cutoff=0.75)
+            near = [".".join([*done, name]) if "." not in name else name for name in near]
+            hint = f"; did you mean {' or '.join(near)}?" if near else f". Known here: {', '.join(every)}"
+            raise ConfigError(f"there is no option {place!r}{hint} (+{key}=... adds a new key)")
+        node = None if OmegaConf.is_missing(node, part) or OmegaConf.is_interpolation(node, part) else node[part]
+        done.append(part)
+
+
+def far_keys(config: Any, part: str, cutoff: float) -> list[str]:
+    """Full names of options anywhere in the config whose last part is as near to the given word as `cutoff` (1: the same)."""
+    from omegaconf import DictConfig
+
+    found: dict[str, str] = {}
+
+    def walk(node: Any, path: list[str]) -> None:
+        for name in node:
+            found.setdefault(str(name), ".".join([*path, str(name)]))
+            child = node._get_node(name)
+            if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+                walk(child, [*path, str(name)])
+
+    walk(config, [])
+    return [found[name] for name in difflib.get_close_matches(part, found, n=3, cutoff=cutoff)]
+
+
+if __name__ == "__main__":
+    main()

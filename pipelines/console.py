@@ -1,0 +1,88 @@
+"""What a run prints: what it is about to do, and its result beside the baselines."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from longseq.domains.base import DomainData, DomainModule
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def start(cfg: "DictConfig", folder: Path, data: DomainData, module: DomainModule, trainer: L.Trainer) -> None:
+    """Prints the data, the model and the device before the first step."""
+    if not trainer.is_global_zero:
+        return
+    out = Console()
+    parameters = sum(p.numel() for p in module.model.parameters())
+    out.print(f"[bold]longseq fit[/] domain={cfg.domain} task={cfg.task.name} backbone={cfg.backbone.name} seed={cfg.seed}")
+    if data.counts.get("synthetic"):
+        out.print(f"  data    [yellow]synthetic demo data[/]: {data.counts['synthetic']}")
+    for name, facts in data.summary().items():
+        text = ", ".join(f"{key} {format_value(value)}" for key, value in facts.items() if not isinstance(value, dict))
+        out.print(f"  {name:<7} {text}", highlight=False)
+    for key, value in data.counts.items():
+        if key != "synthetic":
+            out.print(f"  note    {key}: {format_value(value)}", highlight=False)
+    devices = f"{trainer.world_size} x {device_name(trainer)}"
+    out.print(f"  model   {parameters:,} parameters; {devices}, {trainer.precision}", highlight=False)
+    out.print(f"  run     {folder}", highlight=False)
+
+
+def device_name(trainer: L.Trainer) -> str:
+    """What the trainer runs on."""
+    device = trainer.strategy.root_device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({torch.get_num_threads()} threads)"
+
+
+def finish(folder: Path, metrics: dict[str, Any], monitor: str, mode: str) -> None:
+    """Prints the test result beside the baselines, best value of each column in bold, and where everything is."""
+    out = Console()
+    note = ", on synthetic demo data" if metrics["synthetic"] else ""
+    out.print(results_table(metrics, f"test result{note}", monitor, mode))
+    training = metrics["training"]
+    out.print(
+        f"{training['tokens_per_second']:,.0f} tokens/s in training, {metrics['train_seconds']:.0f} s in all", highlight=False
+    )
+    out.print(f"model    {folder / 'model'}", highlight=False)
+    if (folder / "report.html").is_file():
+        out.print(f"report   {folder / 'report.html'}", highlight=False)
+
+
+def results_table(metrics: dict[str, Any], title: str, monitor: str, mode: str) -> Table:
+    """The model's metrics and the baselines' as a table; the column that decides comes first."""
+    rows = {metrics["backbone"]: metrics["test"], **metrics.get("baselines", {})}
+    names = [name for name in metrics["test"] if any(name in row for row in rows.values())]
+    names.sort(key=lambda name: name != monitor)
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    values = [float(row[monitor]) for row in rows.values() if isinstance(row.get(monitor), (int, float))]
+    best = (max if mode == "max" else min)(values, default=None)
+    for label, row in rows.items():
+        bold = best is not None and row.get(monitor) == best
+        cells = [format_value(row[name]) if name in row else "-" for name in names]
+        table.add_row(label, *cells, style="bold" if bold else None)
+    return table
+
+
+def interrupted(folder: Path, metrics: dict[str, Any]) -> None:
+    """Prints how far a run came that Ctrl-C ended."""
+    out = Console()
+    out.print(f"\n[yellow]interrupted[/] after {metrics['training']['steps']} steps; the last checkpoint is written")
+    for name, value in metrics["validation"].items():
+        out.print(f"  {name} {format_value(value)}", highlight=False)
+    out.print(f"go on with: longseq fit resume={folder}", highlight=False)
+
+
+def format_value(value: Any) -> str:
+    """Numbers short, everything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

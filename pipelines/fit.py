@@ -1,0 +1,243 @@
+"""Train a model on your data, or on the domain's embedded demo data.
+
+Reads the data, trains the backbone with the task's head, keeps the best and the last checkpoint, tests the best one, and
+prints its result beside trivial baselines. Leaves a run folder with the config, metrics, predictions, a report to open in
+a browser, and the trained model, which longseq.load_model reads without Lightning.
+"""
+
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from longseq.checkpoint import load_into, save_model, write_atomically
+from longseq.domains.base import DomainData, DomainModule
+from longseq.domains.tasks import Task
+from longseq.errors import ConfigError
+from longseq.pipelines import console
+from longseq.pipelines.callbacks import LAST, RunCheckpoints
+from longseq.pipelines.results import environment, test_predictions, write_metrics
+from longseq.model import SequenceModel, build_model
+from longseq.pipelines.run_folder import MODEL, PREDICTIONS, open_run_folder
+from longseq.registry import create_backbone
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from omegaconf import DictConfig
+
+
+def run(cfg: "DictConfig") -> dict[str, Any]:
+    """Trains, tests and reports.
+
+    Args:
+        cfg: composed from configs/fit.yaml.
+
+    Returns:
+        What metrics.json holds, with `run_dir`, and `exit_code` 130 after Ctrl-C.
+    """
+    quiet_lightning()
+    folder = open_run_folder(cfg)
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+    data = build_data(cfg)
+    task = build_task(cfg, data)
+    module = build_module(cfg, build_network(cfg, data, task), task)
+    trainer = build_trainer(cfg)
+    console.start(cfg, folder, data, module, trainer)
+    started = time.perf_counter()
+    interrupted = train(trainer, module, data, cfg)
+    metrics: dict[str, Any] = {
+        "domain": cfg.domain,
+        "backbone": cfg.backbone.name,
+        "task": task_name(cfg),
+        "seed": cfg.seed,
+        "synthetic": bool(data.counts.get("synthetic", False)),
+        "interrupted": interrupted,
+        "train_seconds": time.perf_counter() - started,
+        "training": training_figures(trainer, module),
+        "environment": environment(trainer),
+    }
+    if interrupted:
+        metrics["validation"] = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        if trainer.is_global_zero:
+            console.interrupted(folder, metrics)
+        return {**metrics, "run_dir": str(folder), "exit_code": 130}
+    best = best_checkpoint(trainer)
+    metrics["test"] = scores(trainer.test(module, data, best, verbose=False, weights_only=False))
+    metrics["validation"] = scores(trainer.validate(module, data, best, verbose=False, weights_only=False))
+    predictions = test_predictions(trainer, module, data)
+    if trainer.is_global_zero:
+        finish(cfg, folder, data, module, best, metrics, predictions)
+    return {**metrics, "run_dir": str(folder)}
+
+
+# -- the parts of a run
+
+
+def build_data(cfg: "DictConfig") -> DomainData:
+    """The domain's data module, with the user's files read."""
+    data: DomainData = instantiate(cfg.data, task=task_name(cfg), seed=cfg.seed, _convert_="all")
+    data.setup("fit")
+    return data
+
+
+def task_name(cfg: "DictConfig") -> str:
+    """The task as in `task=`."""
+    return str(cfg.task.name)
+
+
+def build_task(cfg: "DictConfig", data: DomainData) -> Task:
+    """The task, told by the data what its labels, vocabulary and the like are."""
+    options = {key: value for key, value in cfg.task.items() if key not in ("name", "monitor", "mode")}
+    return instantiate({**options, **data.task_options()}, _convert_="all")
+
+
+def build_network(cfg: "DictConfig", data: DomainData, task: Task) -> SequenceModel:
+    """A fresh model: the backbone as configured, with the embedding and the head that data and task ask for."""
+    options: Any = OmegaConf.to_container(cfg.backbone, resolve=True)
+    # The length that a backbone is built for is the data's, unless the user says otherwise.
+    if "max_length" in options and options["max_length"] is None:
+        options["max_length"] = data.max_length
+    backbone = create_backbone(**options)
+    check_causality(task.name, backbone.causal, options["name"])
+    config = {
+        "domain": cfg.domain,
+        **task.config(),
+        **data.model_options(backbone),
+        "backbone": options,
+        "head": data.head_options(backbone, task.head()),
+    }
+    return build_model(config, backbone)
+
+
+def check_causality(task: str, causal: bool, backbone: str) -> None:
+    """Raises ConfigError for a language model on a backbone that sees what it should predict, and the other way round."""
+    if task == "lm" and not causal:
+        raise ConfigError(
+            f"task=lm predicts the next token, but backbone={backbone} sees the future here: choose a causal form "
+            "(backbone.causal=true, or backbone.bidirectional=false) or task=mlm"
+        )
+    if task == "mlm" and causal:
+        raise ConfigError(
+            f"task=mlm fills in tokens from both sides, but backbone={backbone} sees only the past here: "
+            "add +backbone.bidirectional=true, or choose task=lm"
+        )
+
+
+def build_module(cfg: "DictConfig", model: SequenceModel, task: Task) -> DomainModule:
+    """The LightningModule that trains the model."""
+    plain: dict[str, Any] = {
+        "optimizer": OmegaConf.to_container(cfg.optimizer, resolve=True),
+        "schedule": OmegaConf.to_container(cfg.schedule, resolve=True),
+    }
+    return instantiate(cfg.module, task=task, model=model, compile=cfg.compile, **plain, _recursive_=False, _convert_="all")
+
+
+def build_trainer(cfg: "DictConfig") -> L.Trainer:
+    """Lightning's trainer with the run's loggers and callbacks."""
+    options: Any = OmegaConf.to_container(cfg.trainer, resolve=True)
+    if options.get("precision") == "auto":
+        gpu = torch.cuda.is_available() and options.get("accelerator") in ("auto", "gpu", "cuda")
+        options["precision"] = "bf16-mixed" if gpu else "32-true"
+    loggers = [instantiate(entry) for entry in (cfg.logger or {}).values() if entry]
+    callbacks = [instantiate(entry) for entry in (cfg.callbacks or {}).values() if entry]
+    progress = {"enable_progress_bar": "progress" in (cfg.callbacks or {})}
+    return instantiate({**progress, **options}, logger=loggers or False, callbacks=callbacks, default_root_dir=cfg.run_dir)
+
+
+def train(trainer: L.Trainer, module: DomainModule, data: DomainData, cfg: "DictConfig") -> bool:
+    """Runs the training loop; returns whether Ctrl-C ended it."""
+    checkpoint = Path(cfg.run_dir) / "checkpoints" / LAST
+    resume = checkpoint if cfg.resume is not None and checkpoint.is_file() else None
+    try:
+        # The run's own checkpoint: it holds random states, which are not tensors.
+        trainer.fit(module, data, ckpt_path=resume, weights_only=False if resume else None)
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        return True
+    return False
+
+
+def best_checkpoint(trainer: L.Trainer) -> Path | None:
+    """The best checkpoint, if a validation has chosen one; else the module stays as training left it."""
+    keeper = next((c for c in trainer.checkpoint_callbacks if isinstance(c, RunCheckpoints)), None)
+    return keeper.best if keeper is not None and keeper.best.is_file() else None
+
+
+def scores(results: Any) -> dict[str, float]:
+    """Lightning's result without the split in front of the names."""
+    return {name.partition("/")[2]: float(value) for name, value in results[0].items()}
+
+
+def trained_model(module: DomainModule, checkpoint: Path | None) -> SequenceModel:
+    """A plain model with the checkpoint's weights, whatever the strategy made of the module's own."""
+    if checkpoint is None:
+        return module.model
+    state = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
+    weights = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+    model = build_model(module.model.config)
+    load_into(model, weights, checkpoint)
+    return model
+
+
+def training_figures(trainer: L.Trainer, module: DomainModule) -> dict[str, Any]:
+    """Size, speed and memory of the training that has just run."""
+    parameters = list(module.model.parameters())
+    figures: dict[str, Any] = {
+        "parameters": sum(p.numel() for p in parameters),
+        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        "epochs": trainer.current_epoch,
+        "steps": trainer.global_step,
+        "tokens": module.tokens,
+        "tokens_per_second": module.tokens * trainer.world_size / max(module.seconds, 1e-9),
+    }
+    if module.device.type == "cuda" or torch.cuda.is_available():
+        figures["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
+    return figures
+
+
+def finish(
+    cfg: "DictConfig",
+    folder: Path,
+    data: DomainData,
+    module: DomainModule,
+    best: Path | None,
+    metrics: dict[str, Any],
+    predictions: "pd.DataFrame | None",
+) -> None:
+    """Writes everything that a finished run leaves, and prints the result."""
+    save_model(trained_model(module, best), folder / MODEL, extra=data.model_files())
+    if predictions is not None:
+        write_atomically(folder / PREDICTIONS, predictions.to_csv(index=False))
+    if cfg.baselines:
+        metrics["baselines"] = data.baselines()
+    metrics["data"] = {"splits": data.summary(), "counts": data.counts}
+    write_metrics(folder, metrics)
+    if cfg.report:
+        from longseq.pipelines.report import write_report
+
+        write_report(folder)
+    console.finish(folder, metrics, str(cfg.task.monitor), str(cfg.task.mode))
+
+
+def quiet_lightning() -> None:
+    """Silences Lightning's advice that does not concern the user of this command."""
+    import logging
+
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory.*exists and is not empty.*",
+        ".*The number of training batches.*smaller than the logging interval.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        ".*Experiment logs directory.*exists.*",
+        ".*GPU available but not used.*",
+        ".*Trainer was configured with.*but.*devices.*",
+    ):
+        warnings.filterwarnings("ignore", text)

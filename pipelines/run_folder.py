@@ -1,0 +1,132 @@
+"""Where a run keeps its files: a new folder, the one to resume, and the config that is saved in it."""
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longseq.errors import ConfigError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+CONFIG, METRICS, PREDICTIONS, REPORT, MODEL = "config.yaml", "metrics.json", "predictions.csv", "report.html", "model"
+# Where the run is, for the processes that a distributed launcher starts with the same command.
+ENVIRONMENT = "LONGSEQ_RUN_DIR"
+# A run and its resumption may differ in these.
+NOT_COMPARED = ("run_dir", "resume", "report", "baselines", "trainer", "logger", "callbacks")
+
+
+def open_run_folder(cfg: "DictConfig") -> Path:
+    """Chooses and makes the run's folder, writes it into `cfg.run_dir`, and saves the config there."""
+    from omegaconf import OmegaConf, open_dict
+
+    folder = _choose(cfg)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open_dict(cfg):
+        cfg.run_dir = str(folder)
+    if int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))) == 0:
+        (folder / CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+    os.environ[ENVIRONMENT] = str(folder)
+    return folder
+
+
+def _choose(cfg: "DictConfig") -> Path:
+    launched = os.environ.get(ENVIRONMENT)
+    if launched and "LOCAL_RANK" in os.environ:
+        return Path(launched)
+    if cfg.run_dir is not None:
+        return Path(cfg.run_dir)
+    parent = Path("runs") / cfg.domain / str(cfg.backbone.name).replace(":", "_")
+    name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    parent.mkdir(parents=True, exist_ok=True)
+    for suffix in ["", *(f"_{i}" for i in range(2, 1000))]:
+        folder = parent / (name + suffix)
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+    raise ConfigError(f"{parent} holds too many runs of this second; set run_dir=")
+
+
+def resume_from(cfg: "DictConfig", overrides: list[str]) -> "DictConfig":
+    """The config of the run that `resume` names, with this command's own options on top; `cfg` itself if there is none.
+
+    Args:
+        cfg: the composed config.
+        overrides: what the user typed.
+
+    Raises:
+        ConfigError: if the folder holds no checkpoint, or the command names another backbone, domain or task.
+    """
+    if cfg.resume is None:
+        return cfg
+    folder = _newest_unfinished(cfg) if cfg.resume == "auto" else Path(cfg.resume)
+    if folder is None:
+        print("resume=auto: no unfinished run with this config; starting a new one")
+        cfg.resume = None
+        return cfg
+    if folder.suffix == ".ckpt":
+        folder = folder.parent.parent
+    if not (folder / "checkpoints" / "last.ckpt").is_file():
+        raise ConfigError(f"cannot resume {folder}: it has no checkpoints/last.ckpt (no epoch was finished, or it is not a run folder)")
+    return _merge(folder, cfg, overrides)
+
+
+def _merge(folder: Path, cfg: "DictConfig", overrides: list[str]) -> "DictConfig":
+    from omegaconf import OmegaConf
+
+    saved = read_config(folder)
+    choices = ("domain", "backbone", "task")
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in choices:
+            held = saved[key] if key == "domain" else saved[key].name
+            if value != held and cfg[key] != saved[key]:
+                raise ConfigError(f"cannot resume {folder}: it was trained with {key}={held}, the command says {key}={value}")
+        elif "/" not in key and key not in ("resume", "run_dir", "experiment") and OmegaConf.select(cfg, key) is not None:
+            OmegaConf.update(saved, key.lstrip("+"), OmegaConf.select(cfg, key.lstrip("+")), force_add=True)
+    saved.run_dir, saved.resume = str(folder), str(folder)
+    return saved
+
+
+def _newest_unfinished(cfg: "DictConfig") -> Path | None:
+    parent = Path("runs") / cfg.domain / str(cfg.backbone.name)
+    folders = [Path(cfg.run_dir)] if cfg.run_dir else sorted(parent.glob("*"), reverse=True)
+    for folder in folders:
+        started = (folder / "checkpoints" / "last.ckpt").is_file() and (folder / CONFIG).is_file()
+        if started and not (folder / METRICS).is_file() and _comparable(read_config(folder)) == _comparable(cfg):
+            return folder
+    return None
+
+
+def _comparable(cfg: "DictConfig") -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if key not in NOT_COMPARED}
+
+
+def read_config(folder: str | Path) -> "DictConfig":
+    """The config that a run was made with.
+
+    Raises:
+        ConfigError: if the folder is not a run's.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"{folder} is not a run folder: it has no {CONFIG}")
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def read_metrics(folder: str | Path) -> dict[str, Any]:
+    """metrics.json of a run; empty if it has not finished."""
+    path = Path(folder) / METRICS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
