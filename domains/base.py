@@ -14,7 +14,7 @@ from torchmetrics import MetricCollection
 
 from longseq.backbone import Backbone
 from longseq.domains.loading import LengthBatches, ResumableLoader
-from longseq.domains.tasks import TASKS, Batch, Task
+from longseq.domains.tasks import Batch, Task
 from longseq.errors import ConfigError
 from longseq.model import SequenceModel
 from longseq.optim import SCHEDULES, parameter_groups, parameter_options
@@ -174,6 +174,7 @@ class DomainModule(L.LightningModule):
         if compile:
             self.model.compile()
         self.metrics: dict[str, MetricCollection] = {}
+        self.test_predictions: list[dict[str, np.ndarray]] = []
         self.tokens = 0
         self.seconds = 0.0
         self._last_log = (0, 0.0)
@@ -208,11 +209,15 @@ class DomainModule(L.LightningModule):
         self._evaluate("test", batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, np.ndarray]:
-        columns = self.task.predictions(self.evaluate_batch(batch), batch)
-        return {"index": batch["index"].cpu().numpy(), **columns}
+        return self._predictions(self.evaluate_batch(batch), batch)
+
+    def _predictions(self, outputs: Tensor, batch: Batch) -> dict[str, np.ndarray]:
+        return {"index": batch["index"].cpu().numpy(), **self.task.predictions(outputs, batch)}
 
     def _evaluate(self, split: str, batch: Batch) -> None:
         outputs = self.evaluate_batch(batch)
+        if split == "test" and not self.task.per_position:
+            self.test_predictions.append(self._predictions(outputs, batch))
         if not self.task.per_position:
             self.log(f"{split}/loss", self.task.loss(outputs, batch), batch_size=len(batch["inputs"]), sync_dist=True)
         self.task.update(self.metrics[split], outputs, batch)
@@ -224,7 +229,7 @@ class DomainModule(L.LightningModule):
 
     def _log_metrics(self, split: str) -> None:
         values = {f"{split}/{name}": value for name, value in self.metrics[split].compute().items()}
-        self.log_dict(values, prog_bar=split == "val", rank_zero_only=False)
+        self.log_dict(values)
 
     def on_validation_epoch_start(self) -> None:
         self._start_metrics("val")
@@ -234,6 +239,7 @@ class DomainModule(L.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         self._start_metrics("test")
+        self.test_predictions.clear()
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
@@ -293,10 +299,3 @@ def build_schedule(config: Mapping[str, Any], total_steps: int) -> Any:
     warmup = config.get("warmup", 0.0)
     steps = round(warmup * total_steps) if warmup < 1 else int(warmup)
     return SCHEDULES[name](total_steps, steps, config.get("min_ratio", 0.0))
-
-
-def create_task(name: str, **options: Any) -> Task:
-    """A shared task by name."""
-    if name not in TASKS:
-        raise ConfigError(f"unknown task {name!r}; known: {', '.join(TASKS)}")
-    return TASKS[name](**options)

@@ -299,8 +299,3 @@ class MaskedLanguageModel(LanguageModel):
     """The hidden tokens from both sides: cross-entropy at masked positions; needs a backbone that is not causal."""
 
     name = "mlm"
-
-
-TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Classification, MultiLabel, Regression, LanguageModel, MaskedLanguageModel)
-}

@@ -29,6 +29,7 @@ class RunCheckpoints(Checkpoint):
         self.folder = Path(folder)
         self.monitor, self.mode, self.every_n_steps = monitor, mode, every_n_steps
         self.best_score: float | None = None
+        self.best_metrics: dict[str, float] = {}
         self._random: dict[str, Any] | None = None
 
     @property
@@ -42,10 +43,10 @@ class RunCheckpoints(Checkpoint):
         return self.folder / LAST
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score, "random": random_state()}
+        return {"best_score": self.best_score, "best_metrics": self.best_metrics, "random": random_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_score = state_dict["best_score"]
+        self.best_score, self.best_metrics = state_dict["best_score"], state_dict["best_metrics"]
         self._random = state_dict["random"]
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
@@ -69,6 +70,8 @@ class RunCheckpoints(Checkpoint):
         better = self.best_score is None or (value > self.best_score if self.mode == "max" else value < self.best_score)
         if better or not self.best.exists():
             self.best_score = value
+            found = trainer.callback_metrics.items()
+            self.best_metrics = {name: float(metric) for name, metric in found if name.startswith("val/")}
             trainer.save_checkpoint(self.best)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -137,12 +140,18 @@ class StopOnNaN(L.Callback):
 
 
 class Progress(RichProgressBar):
-    """Rich's bar with loss, tokens/s and the remaining time, without Lightning's version number."""
+    """Rich's bar with loss, tokens/s, the deciding metric and the remaining time.
 
-    def __init__(self, refresh_rate: int = 5) -> None:
-        theme = RichProgressBarTheme(metrics_format=".4g")
-        super().__init__(refresh_rate=refresh_rate, leave=False, theme=theme)
+    Args:
+        monitor: such as `val/mcc`.
+    """
+
+    def __init__(self, monitor: str) -> None:
+        super().__init__(refresh_rate=5, leave=False, theme=RichProgressBarTheme(metrics_format=".4g"))
+        self.monitor = monitor
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in metrics.items() if name != "v_num" and not name.endswith("_epoch")}
+        found = trainer.progress_bar_metrics
+        shown = {"loss": found.get("train/loss_step"), "tokens/s": found.get("tokens/s")}
+        shown[self.monitor] = trainer.callback_metrics.get(self.monitor)
+        return {name: float(value) for name, value in shown.items() if value is not None}

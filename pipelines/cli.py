@@ -133,32 +133,37 @@ def nearest(word: str, known: Any) -> str:
 
 def run_with_config(verb: str, args: list[str]) -> int:
     """Composes the verb's config from the overrides and runs it, once or for every point of a sweep."""
-    overrides = [arg for arg in args if not arg.startswith("-")]
-    check_overrides(verb, overrides)
     from hydra._internal.utils import _run_hydra, get_args_parser
     from hydra.core.hydra_config import HydraConfig
 
+    parser = get_args_parser()
+    parsed = parser.parse_args(args)
+    parsed.overrides = check_overrides(verb, parsed.overrides)
     code = 0
+    failure: BaseException | None = None
 
     def job(cfg: "DictConfig") -> None:
-        nonlocal code
+        nonlocal code, failure
+        if failure is not None:
+            return
         own = list(HydraConfig.get().overrides.task)
         # Lightning's DDP launcher starts the other processes with sys.argv: give it this job alone,
         # and hide Hydra from it, for it would add options of its own.
         sys.argv = [sys.argv[0], verb, *own]
         HydraConfig.instance().cfg = None
-        if "resume" in cfg:
-            cfg = resume_from(cfg, own)
-        result = load_verb(verb).run(cfg)
-        code = max(code, int(result.get("exit_code", 0)) if isinstance(result, dict) else 0)
+        try:
+            result = load_verb(verb).run(resume_from(cfg, own) if "resume" in cfg else cfg)
+            code = max(code, int(result.get("exit_code", 0)) if isinstance(result, dict) else 0)
+        except BaseException as error:
+            # Hydra would print a line of its own about it; the first failure ends a sweep.
+            failure = error
 
-    parser = get_args_parser()
     # Lets errors through as exceptions; Hydra would print them and exit by itself.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     argv = sys.argv
     try:
         _run_hydra(
-            args=parser.parse_args(args),
+            args=parsed,
             args_parser=parser,
             task_function=job,
             config_path="pkg://longseq.configs",
@@ -166,11 +171,17 @@ def run_with_config(verb: str, args: list[str]) -> int:
         )
     finally:
         sys.argv = argv
+    if failure is not None:
+        raise failure
     return code
 
 
-def check_overrides(verb: str, overrides: list[str]) -> None:
-    """Raises ConfigError with the nearest valid keys or choices, before anything heavy is imported."""
+def check_overrides(verb: str, overrides: list[str]) -> list[str]:
+    """Raises ConfigError with the nearest valid keys or choices, before anything heavy is imported.
+
+    Returns:
+        The overrides, with Hydra's + in front of new keys in places that the config leaves open (`data: {}`).
+    """
     known_groups = groups()
     plain = []
     for override in overrides:
@@ -185,7 +196,8 @@ def check_overrides(verb: str, overrides: list[str]) -> None:
             continue
         else:
             plain.append(f"{key}=null")
-    compose_and_check_keys(verb, plain, known_groups)
+    opened = compose_and_check_keys(verb, plain, known_groups)
+    return [f"+{o}" if o.split("=")[0] in opened else o for o in overrides]
 
 
 def is_sweep(value: str) -> bool:
@@ -207,8 +219,8 @@ def check_choice(group: str, value: str, known_groups: dict[str, list[str]]) -> 
         )
 
 
-def compose_and_check_keys(verb: str, overrides: list[str], known_groups: dict[str, list[str]]) -> None:
-    """Composes the groups alone, and looks every other key up in the result."""
+def compose_and_check_keys(verb: str, overrides: list[str], known_groups: dict[str, list[str]]) -> set[str]:
+    """Composes the groups alone, looks every other key up in the result, and returns those that stand in open places."""
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
 
@@ -216,22 +228,25 @@ def compose_and_check_keys(verb: str, overrides: list[str], known_groups: dict[s
     GlobalHydra.instance().clear()
     with initialize_config_module("longseq.configs", version_base="1.3"):
         config = compose(verb, overrides=choices)
-    for override in overrides:
-        if override in choices:
-            continue
-        key = override.split("=")[0]
-        check_key(config, key, [*known_groups])
+    keys = [override.split("=")[0] for override in overrides if override not in choices]
+    return {key for key in keys if check_key(config, key, [*known_groups])}
 
 
-def check_key(config: Any, key: str, group_names: list[str]) -> None:
-    """Raises ConfigError if the config has no such key; the message holds the nearest ones at the level that fails."""
+def check_key(config: Any, key: str, group_names: list[str]) -> bool:
+    """Whether a key stands in an open place, an empty dict that takes any key.
+
+    Raises:
+        ConfigError: if the config has no such key; the message holds the nearest ones at the level that fails.
+    """
     from omegaconf import DictConfig, OmegaConf
 
     node, done = config, []
     for part in key.split("."):
         if OmegaConf.is_list(node) or node is None:
-            return
-        if not isinstance(node, DictConfig) or part not in node:
+            return False
+        if isinstance(node, DictConfig) and not len(node):
+            return True
+        if not isinstance(node, DictConfig) or part not in list(node):
             known = [str(name) for name in node] if isinstance(node, DictConfig) else []
             place = ".".join([*done, part])
             every = known if done else sorted({*known, *group_names})
@@ -242,6 +257,7 @@ def check_key(config: Any, key: str, group_names: list[str]) -> None:
             raise ConfigError(f"there is no option {place!r}{hint} (+{key}=... adds a new key)")
         node = None if OmegaConf.is_missing(node, part) or OmegaConf.is_interpolation(node, part) else node[part]
         done.append(part)
+    return False
 
 
 def far_keys(config: Any, part: str, cutoff: float) -> list[str]:

@@ -23,15 +23,25 @@ def start(cfg: "DictConfig", folder: Path, data: DomainData, module: DomainModul
     out.print(f"[bold]longseq fit[/] domain={cfg.domain} task={cfg.task.name} backbone={cfg.backbone.name} seed={cfg.seed}")
     if data.counts.get("synthetic"):
         out.print(f"  data    [yellow]synthetic demo data[/]: {data.counts['synthetic']}")
-    for name, facts in data.summary().items():
-        text = ", ".join(f"{key} {format_value(value)}" for key, value in facts.items() if not isinstance(value, dict))
-        out.print(f"  {name:<7} {text}", highlight=False)
+    out.print(splits_table(data.summary()))
     for key, value in data.counts.items():
         if key != "synthetic":
             out.print(f"  note    {key}: {format_value(value)}", highlight=False)
     devices = f"{trainer.world_size} x {device_name(trainer)}"
     out.print(f"  model   {parameters:,} parameters; {devices}, {trainer.precision}", highlight=False)
     out.print(f"  run     {folder}", highlight=False)
+
+
+def splits_table(summary: dict[str, dict[str, Any]]) -> Table:
+    """Rows, lengths and the like, one line per split."""
+    table = Table(box=None, padding=(0, 2))
+    names = [key for key, value in next(iter(summary.values())).items() if not isinstance(value, dict)]
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    for split, facts in summary.items():
+        table.add_row(split, *(format_value(facts[name]) for name in names))
+    return table
 
 
 def device_name(trainer: L.Trainer) -> str:

@@ -21,7 +21,7 @@ from longseq.domains.tasks import Task
 from longseq.errors import ConfigError
 from longseq.pipelines import console
 from longseq.pipelines.callbacks import LAST, RunCheckpoints
-from longseq.pipelines.results import environment, test_predictions, write_metrics
+from longseq.pipelines.results import environment, gather_predictions, write_metrics
 from longseq.model import SequenceModel, build_model
 from longseq.pipelines.run_folder import MODEL, PREDICTIONS, open_run_folder
 from longseq.registry import create_backbone
@@ -66,10 +66,9 @@ def run(cfg: "DictConfig") -> dict[str, Any]:
         if trainer.is_global_zero:
             console.interrupted(folder, metrics)
         return {**metrics, "run_dir": str(folder), "exit_code": 130}
-    best = best_checkpoint(trainer)
+    best, metrics["validation"] = best_checkpoint(trainer)
     metrics["test"] = scores(trainer.test(module, data, best, verbose=False, weights_only=False))
-    metrics["validation"] = scores(trainer.validate(module, data, best, verbose=False, weights_only=False))
-    predictions = test_predictions(trainer, module, data)
+    predictions = gather_predictions(trainer, module, data)
     if trainer.is_global_zero:
         finish(cfg, folder, data, module, best, metrics, predictions)
     return {**metrics, "run_dir": str(folder)}
@@ -163,10 +162,12 @@ def train(trainer: L.Trainer, module: DomainModule, data: DomainData, cfg: "Dict
     return False
 
 
-def best_checkpoint(trainer: L.Trainer) -> Path | None:
-    """The best checkpoint, if a validation has chosen one; else the module stays as training left it."""
+def best_checkpoint(trainer: L.Trainer) -> tuple[Path | None, dict[str, float]]:
+    """The best checkpoint and its validation metrics; None if no validation has chosen one, and training's last weights count."""
     keeper = next((c for c in trainer.checkpoint_callbacks if isinstance(c, RunCheckpoints)), None)
-    return keeper.best if keeper is not None and keeper.best.is_file() else None
+    if keeper is None or not keeper.best.is_file():
+        return None, {}
+    return keeper.best, {name.removeprefix("val/"): value for name, value in keeper.best_metrics.items()}
 
 
 def scores(results: Any) -> dict[str, float]:
@@ -238,6 +239,6 @@ def quiet_lightning() -> None:
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*Experiment logs directory.*exists.*",
         ".*GPU available but not used.*",
-        ".*Trainer was configured with.*but.*devices.*",
+        ".*You are using a custom batch sampler.*",
     ):
         warnings.filterwarnings("ignore", text)

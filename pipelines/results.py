@@ -21,19 +21,17 @@ from longseq.pipelines.run_folder import METRICS
 PACKAGES = ("torch", "lightning", "torchmetrics", "torchaudio", "timm", "numpy", "scikit-learn", "transformers", "triton")
 
 
-def test_predictions(trainer: L.Trainer, module: DomainModule, data: DomainData) -> pd.DataFrame | None:
-    """Predictions for the test rows in the input's order; None for tasks that predict per position.
+def gather_predictions(trainer: L.Trainer, module: DomainModule, data: DomainData) -> pd.DataFrame | None:
+    """What the test has just predicted, in the input's order; None for tasks that predict per position.
 
-    Every process must call it; each predicts its share, and all get the whole table.
+    Every process must call it; each has tested its share, and all get the whole table.
     """
-    if module.task.per_position:
-        return None
-    batches: Any = trainer.predict(module, data.test_dataloader())
+    batches = module.test_predictions
     if trainer.world_size > 1:
         shares: list[Any] = [None] * trainer.world_size
         torch.distributed.all_gather_object(shares, batches)
         batches = [batch for share in shares for batch in share]
-    return predictions_table(batches, data, "test")
+    return predictions_table(batches, data, "test") if batches else None
 
 
 def predictions_table(batches: list[dict[str, np.ndarray]], data: DomainData, split: str) -> pd.DataFrame:

@@ -83,8 +83,7 @@ class Longformer(Mixer):
         self.rotary = Rotary(d_model // n_heads, rotary_base) if rotary else None
         self.query, self.key, self.value = (nn.Linear(d_model, d_model, bias=bias) for _ in range(3))
         self.out_proj = nn.Linear(d_model, d_model, bias=bias)
-        self.has_global = self.n_global > 0
-        if self.has_global:
+        if self.n_global:
             self.query_global, self.key_global, self.value_global = (_copy(x) for x in (self.query, self.key, self.value))
         self.global_mask_BL: Tensor | None = None
 
@@ -99,10 +98,10 @@ class Longformer(Mixer):
         x_BLD = zero_padding(x_BLD, mask_BL)
         if global_mask_BL is None:
             global_mask_BL = self.global_mask_BL
-        if global_mask_BL is not None and not self.has_global:
+        if global_mask_BL is not None and not self.n_global:
             raise ValueError("global tokens need the global projections: build the longformer with n_global=1 or more")
         max_global = None
-        if global_mask_BL is None and self.has_global:
+        if global_mask_BL is None and self.n_global:
             global_mask_BL = leading_positions(x_BLD, self.n_global, mask_BL, segment_ids_BL)
             # Known without counting, which keeps the graph traceable; packed documents have leading tokens each.
             max_global = self.n_global if segment_ids_BL is None else None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 # Real numbers in the padded signals of one group of channels. On a CPU a group stays in its cache; on a GPU groups only
 # bound the memory of the spectra.
-_GROUP_NUMEL_CPU = 1 << 19
+_GROUP_NUMEL_CPU = 1 << 18
 _GROUP_NUMEL_GPU = 1 << 26
 # With fewer channels, reading a (B, L, D) tensor fetches more of each cache line than it uses.
 _SMALLEST_GROUP = 16
@@ -42,20 +42,19 @@ def fast_length(n: int) -> int:
 
 
 class _Signals(NamedTuple):
-    """The operator's inputs for some channels, each as a view with channels before positions: `g` channels of D."""
+    """The operator's inputs, or their gradients; for a group of channels, g stands for D."""
 
-    u_BgL: Tensor
-    k_gK: Tensor
-    bias_g1: Tensor | None
-    pre_gate_BgL: Tensor | None
-    post_gate_BgL: Tensor | None
-    history_BgM: Tensor | None
+    u_BLD: Tensor
+    k_DK: Tensor
+    bias_D: Tensor | None
+    pre_gate_BLD: Tensor | None
+    post_gate_BLD: Tensor | None
+    history_BMD: Tensor | None
 
-
-def _select(channels: slice, u_BLD: Tensor, k_DK: Tensor, bias_D: Tensor | None, *rest: Tensor | None) -> _Signals:
-    pre_gate, post_gate, history = (None if x is None else x[..., channels].transpose(1, 2) for x in rest)
-    bias_g1 = None if bias_D is None else bias_D[channels, None]
-    return _Signals(u_BLD[..., channels].transpose(1, 2), k_DK[channels], bias_g1, pre_gate, post_gate, history)
+    def group(self, channels: slice) -> "_Signals":
+        """Views of some channels."""
+        u_BLg, k_gK = self.u_BLD[..., channels], self.k_DK[channels]
+        return _Signals(u_BLg, k_gK, *(None if x is None else x[..., channels] for x in self[2:]))
 
 
 class _Plan:
@@ -80,27 +79,29 @@ class _Plan:
         for first in range(0, self.width, self.group):
             yield slice(first, min(first + self.group, self.width))
 
-    def here(self, x_BgN: Tensor) -> Tensor:
-        """The L positions that outputs are wanted for."""
-        return x_BgN[..., self.past : self.past + self.length]
+    def gated(self, x_BLg: Tensor, gate_BLg: Tensor | None) -> Tensor:
+        return x_BLg.to(self.dtype) if gate_BLg is None else x_BLg.to(self.dtype) * gate_BLg
 
-    def window(self, signal_BgL: Tensor, gate_BgL: Tensor | None, history_BgM: Tensor | None = None) -> Tensor:
-        """(B, g, n) with the history, the gated signal, and zeros."""
-        x_BgN = signal_BgL.new_zeros((*signal_BgL.shape[:2], self.n), dtype=self.dtype)
-        if history_BgM is not None:
-            x_BgN[..., : self.past] = history_BgM[..., self.forgotten :]
-        here_BgL = self.here(x_BgN).copy_(signal_BgL)
-        if gate_BgL is not None:
-            here_BgL.mul_(gate_BgL)
-        return x_BgN
+    def spectrum(self, x_BLg: Tensor, history_BMg: Tensor | None = None) -> Tensor:
+        """Of the history (zeros if left out), the L positions, and zeros: (B, g, n / 2 + 1)."""
+        x_BgN = x_BLg.new_zeros(x_BLg.shape[0], x_BLg.shape[2], self.n)
+        if history_BMg is not None:
+            x_BgN[..., : self.past] = history_BMg[:, self.forgotten :].transpose(1, 2)
+        x_BgN[..., self.past : self.past + self.length] = x_BLg.transpose(1, 2)
+        return torch.fft.rfft(x_BgN)
 
     def kernel_spectrum(self, k_gK: Tensor) -> Tensor:
         return torch.fft.rfft(k_gK[:, : self.taps].to(self.dtype), n=self.n)
 
-    def convolve(self, spectrum_BgF: Tensor, x_BgN: Tensor, bias_g1: Tensor | None) -> Tensor:
+    def signal(self, spectrum_BgF: Tensor) -> Tensor:
+        """The past and the L positions, (B, M + L, g), laid out like the inputs: elementwise work is slow across them."""
+        x_BgN = torch.fft.irfft(spectrum_BgF, n=self.n)[..., : self.past + self.length]
+        return x_BgN.transpose(1, 2).contiguous()
+
+    def convolve(self, spectrum_BgF: Tensor, v_BLg: Tensor, bias_g: Tensor | None) -> Tensor:
         """The output before the post gate, from the product of the spectra."""
-        y_BgL = self.here(torch.fft.irfft(spectrum_BgF, n=self.n))
-        return y_BgL if bias_g1 is None else y_BgL.addcmul_(bias_g1.to(self.dtype), self.here(x_BgN))
+        y_BLg = self.signal(spectrum_BgF)[:, self.past :]
+        return y_BLg if bias_g is None else y_BLg.addcmul_(bias_g.to(self.dtype), v_BLg)
 
 
 @torch.library.custom_op("longseq::fft_conv", mutates_args=())
@@ -113,15 +114,13 @@ def _forward(
     history_BMD: Tensor | None,
 ) -> Tensor:
     plan = _Plan(u_BLD, k_DK, history_BMD)
+    inputs = _Signals(u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
     y_BLD = u_BLD.new_empty(u_BLD.shape)
     for channels in plan.groups():
-        part = _select(channels, u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
-        x_BgN = plan.window(part.u_BgL, part.pre_gate_BgL, part.history_BgM)
-        spectrum_BgF = torch.fft.rfft(x_BgN).mul_(plan.kernel_spectrum(part.k_gK))
-        y_BgL = plan.convolve(spectrum_BgF, x_BgN, part.bias_g1)
-        if part.post_gate_BgL is not None:
-            y_BgL.mul_(part.post_gate_BgL)
-        y_BLD[..., channels] = y_BgL.transpose(1, 2)
+        part = inputs.group(channels)
+        v_BLg = plan.gated(part.u_BLD, part.pre_gate_BLD)
+        spectrum_BgF = plan.spectrum(v_BLg, part.history_BMD).mul_(plan.kernel_spectrum(part.k_DK))
+        y_BLD[..., channels] = plan.gated(plan.convolve(spectrum_BgF, v_BLg, part.bias_D), part.post_gate_BLD)
     return y_BLD
 
 
@@ -153,59 +152,56 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of u, k, bias, pre gate, post gate and history; those that are not needed come back empty."""
     plan = _Plan(u_BLD, k_DK, history_BMD)
-    inputs = (u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
-    gradients = _allocate(inputs, (need_input, need_kernel, need_bias, need_input, need_post_gate, need_input))
+    inputs = _Signals(u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
+    gradients = _allocate(inputs, need_input, need_kernel, need_bias, need_post_gate)
     for channels in plan.groups():
-        part, out = _select(channels, *inputs), _select(channels, *gradients)
-        dy_BgL = dy_BLD[..., channels].transpose(1, 2)
-        x_BgN = plan.window(part.u_BgL, part.pre_gate_BgL, part.history_BgM)
-        g_BgN = plan.window(dy_BgL, part.post_gate_BgL)
-        x_BgF, k_gF = torch.fft.rfft(x_BgN), plan.kernel_spectrum(part.k_gK)
-        if out.post_gate_BgL is not None:
-            out.post_gate_BgL.copy_(plan.convolve(x_BgF * k_gF, x_BgN, part.bias_g1).mul_(dy_BgL))
-        if out.bias_g1 is not None:
-            out.bias_g1.copy_((plan.here(g_BgN) * plan.here(x_BgN)).sum(dim=(0, 2))[:, None])
-        g_BgF = torch.fft.rfft(g_BgN)
-        if out.k_gK is not None:
+        part, out = inputs.group(channels), gradients.group(channels)
+        dy_BLg, v_BLg = dy_BLD[..., channels], plan.gated(part.u_BLD, part.pre_gate_BLD)
+        g_BLg = plan.gated(dy_BLg, part.post_gate_BLD)
+        x_BgF, k_gF = plan.spectrum(v_BLg, part.history_BMD), plan.kernel_spectrum(part.k_DK)
+        if out.post_gate_BLD is not None:
+            out.post_gate_BLD.copy_(plan.convolve(x_BgF * k_gF, v_BLg, part.bias_D).mul_(dy_BLg))
+        if out.bias_D is not None:
+            out.bias_D.copy_((g_BLg * v_BLg).sum(dim=(0, 1)))
+        g_BgF = plan.spectrum(g_BLg)
+        if need_kernel:
             dk_gF = torch.linalg.vecdot(x_BgF, g_BgF, dim=0)
-            out.k_gK[:, : plan.taps] = torch.fft.irfft(dk_gF, n=plan.n)[:, : plan.taps]
-        if out.u_BgL is not None:
-            dx_BgN = torch.fft.irfft(g_BgF.mul_(k_gF.conj_physical_()), n=plan.n)
-            _input_gradients(plan, part, out, dx_BgN, plan.here(g_BgN))
-    return _without_none(gradients, u_BLD)
+            out.k_DK[:, : plan.taps] = torch.fft.irfft(dk_gF, n=plan.n)[:, : plan.taps]
+        if need_input:
+            _input_gradients(plan, part, out, plan.signal(g_BgF.mul_(k_gF.conj_physical_())), g_BLg)
+    return _no_none(gradients)
 
 
-def _input_gradients(plan: _Plan, part: _Signals, out: _Signals, dx_BgN: Tensor, g_BgL: Tensor) -> None:
-    """Writes the gradients of u, the pre gate and the history."""
-    dv_BgL = plan.here(dx_BgN)
-    if part.bias_g1 is not None:
-        dv_BgL.addcmul_(part.bias_g1.to(plan.dtype), g_BgL)
-    if out.history_BgM is not None:
-        out.history_BgM[..., plan.forgotten :] = dx_BgN[..., : plan.past]
-    if part.pre_gate_BgL is None or out.pre_gate_BgL is None:
-        out.u_BgL.copy_(dv_BgL)
-        return
-    out.u_BgL.copy_(dv_BgL * part.pre_gate_BgL)
-    out.pre_gate_BgL.copy_(dv_BgL.mul_(part.u_BgL))
+def _input_gradients(plan: _Plan, part: _Signals, out: _Signals, dx_BSg: Tensor, g_BLg: Tensor) -> None:
+    """Writes the gradients of u, the pre gate and the history, from that of the history and v through the sum."""
+    dv_BLg = dx_BSg[:, plan.past :]
+    if part.bias_D is not None:
+        dv_BLg.addcmul_(part.bias_D.to(plan.dtype), g_BLg)
+    if out.history_BMD is not None:
+        out.history_BMD[:, plan.forgotten :] = dx_BSg[:, : plan.past]
+    out.u_BLD.copy_(plan.gated(dv_BLg, part.pre_gate_BLD))
+    if out.pre_gate_BLD is not None:
+        out.pre_gate_BLD.copy_(dv_BLg.mul_(part.u_BLD))
 
 
-def _allocate(inputs: tuple[Tensor | None, ...], needed: tuple[bool, ...]) -> Any:
+def _allocate(inputs: _Signals, need_input: bool, need_kernel: bool, need_bias: bool, need_post_gate: bool) -> _Signals:
     """Room for the gradients. Taps and history too far off to reach an output are never written, so these start as 0."""
-    u, k, bias, pre_gate, post_gate, history = (
-        x if x is not None and need else None for x, need in zip(inputs, needed, strict=True)
-    )
-    empty = (None if x is None else x.new_empty(x.shape) for x in (bias, pre_gate, post_gate))
-    return (
-        None if u is None else u.new_empty(u.shape),
-        None if k is None else k.new_zeros(k.shape),
-        *empty,
-        None if history is None else history.new_zeros(history.shape),
+    u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD = inputs
+    return _Signals(
+        u_BLD.new_empty(u_BLD.shape if need_input else 0),
+        k_DK.new_zeros(k_DK.shape if need_kernel else 0),
+        bias_D.new_empty(bias_D.shape) if bias_D is not None and need_bias else None,
+        pre_gate_BLD.new_empty(pre_gate_BLD.shape) if pre_gate_BLD is not None and need_input else None,
+        post_gate_BLD.new_empty(post_gate_BLD.shape) if post_gate_BLD is not None and need_post_gate else None,
+        history_BMD.new_zeros(history_BMD.shape) if history_BMD is not None and need_input else None,
     )
 
 
-def _without_none(gradients: tuple[Tensor | None, ...], like: Tensor) -> Any:
+def _no_none(gradients: _Signals) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """An operator returns tensors only: empty ones stand for those that are not needed."""
-    return tuple(like.new_empty(0) if x is None else x for x in gradients)
+    u_BLD, k_DK, *rest = gradients
+    bias_D, pre_gate_BLD, post_gate_BLD, history_BMD = (u_BLD.new_empty(0) if x is None else x for x in rest)
+    return u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD
 
 
 @_backward.register_fake
@@ -222,9 +218,8 @@ def _backward_fake(
     need_bias: bool,
     need_post_gate: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = (u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
-    needed = (need_input, need_kernel, need_bias, need_input, need_post_gate, need_input)
-    return _without_none(_allocate(inputs, needed), u_BLD)
+    inputs = _Signals(u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
+    return _no_none(_allocate(inputs, need_input, need_kernel, need_bias, need_post_gate))
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:

@@ -274,9 +274,7 @@ def _scan_back_in_place(a_RTND: Tensor, p_RTND: Tensor, g_RTND: Tensor, g_RND: T
         g_at[j].addcmul_(a_at[j + 1], g_at[j + 1])
         torch.mul(a_at[j + 1], p_at[j + 1], out=p_at[j])
     handed = [g_RND]
-    for a_first, p_first, g_first in reversed(
-        list(zip(a_at[0].unbind(1), p_at[0].unbind(1), g_at[0].unbind(1), strict=True))
-    ):
+    for a_first, p_first, g_first in reversed(list(zip(a_at[0].unbind(1), p_at[0].unbind(1), g_at[0].unbind(1), strict=True))):
         handed.append(torch.addcmul(g_first, p_first, handed[-1]).mul_(a_first))
     g_groups.addcmul_(p_groups, torch.stack(handed[-2::-1], dim=1).unsqueeze(2))
     return handed[-1]

@@ -35,9 +35,7 @@ def selective_scan_reference(
     y_BLD = [torch.empty(0)] * length
     for t in reversed(range(length)) if reverse else range(length):
         real_B = torch.ones_like(started_B) if mask_BL is None else mask_BL[:, t]
-        x_BD, dt_BD, B_BN, C_BN = (
-            v[:, t].to(dtype).masked_fill(~real_B[:, None], 0.0) for v in (x_BLD, dt_BLD, B_BLN, C_BLN)
-        )
+        x_BD, dt_BD, B_BN, C_BN = (v[:, t].to(dtype).masked_fill(~real_B[:, None], 0.0) for v in (x_BLD, dt_BLD, B_BLN, C_BLN))
         if dt_bias_D is not None:
             dt_BD = dt_BD + dt_bias_D.to(dtype)
         if dt_softplus:

@@ -6,7 +6,7 @@ one state per chunk is carried. Every decay is the exponential of a sum of non-p
 """
 
 from itertools import repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ def ssd_chunked(
     if initial_state_BHPN is None:
         initial_state_BHPN = x_BLHP.new_zeros((n_batch, n_heads, width, B_BLGN.shape[-1]), dtype=dtype)
     coefficients = _Coefficients(A_H, D_H, dt_bias_H, dt_softplus, chunk_size)
-    run = (*inputs, mask_BL, reset_BL, initial_state_BHPN.to(dtype), coefficients)
+    run: list[Any] = [*inputs, mask_BL, reset_BL, initial_state_BHPN.to(dtype), coefficients]
     y_BLHP, state_BHPN = _block(*run) if torch.compiler.is_compiling() else _blocks(*run)
     return (y_BLHP.flip(1) if reverse else y_BLHP), state_BHPN
 
@@ -90,13 +90,14 @@ def _blocks(
     in_training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*per_position, *fixed))
     ys = []
     # The backward of `split` is one concatenation; that of a slice is a full-length sum, which would be quadratic in blocks.
-    blocks = [repeat(None) if t is None else t.split(size, dim=1) for t in per_position]
+    blocks: list[Any] = [repeat(None) if t is None else t.split(size, dim=1) for t in per_position]
     for part in zip(*blocks, strict=False):
         if in_training:
-            run = checkpoint(_block, *part, state_BHPN, coefficients, use_reentrant=False, preserve_rng_state=False)
+            y_BLHP, state_BHPN = checkpoint(
+                _block, *part, state_BHPN, coefficients, use_reentrant=False, preserve_rng_state=False
+            )  # type: ignore[misc]
         else:
-            run = _block(*part, state_BHPN, coefficients)  # type: ignore[arg-type]
-        y_BLHP, state_BHPN = run
+            y_BLHP, state_BHPN = _block(*part, state_BHPN, coefficients)
         ys.append(y_BLHP)
     return (ys[0] if len(ys) == 1 else torch.cat(ys, dim=1)), state_BHPN
 
@@ -124,8 +125,9 @@ def _block(
         log_decay_BLH = log_decay_BLH.masked_fill(reset_BL[..., None], RESET)
     # A single position (step) needs no chunk of zeros around it.
     chunk = length if isinstance(length, int) and length < coefficients.chunk_size else coefficients.chunk_size
-    chunked = [to_chunks(t, chunk) for t in (x_BLHP * dt_BLH[..., None], log_decay_BLH, B_BLGN, C_BLGN)]
-    y_BcTHP, state_BHPN = _chunks(*chunked, state_BHPN, n_groups)
+    x_BcTHP, log_decay_BcTH = to_chunks(x_BLHP * dt_BLH[..., None], chunk), to_chunks(log_decay_BLH, chunk)
+    B_BcTGN, C_BcTGN = to_chunks(B_BLGN, chunk), to_chunks(C_BLGN, chunk)
+    y_BcTHP, state_BHPN = _chunks(x_BcTHP, log_decay_BcTH, B_BcTGN, C_BcTGN, state_BHPN, n_groups)
     y_BLHP = from_chunks(y_BcTHP, length)
     if coefficients.D_H is not None:
         y_BLHP = y_BLHP + coefficients.D_H.to(dtype)[:, None] * x_BLHP

@@ -1,10 +1,9 @@
 """Sliding-window attention with global tokens: each position looks at its neighbours, a few at everything."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -63,7 +62,8 @@ def window_attention(
         scale: factor on q.k; 1/sqrt(P) by default.
         max_global: at most this many global tokens in a row. Without it they are counted, which makes a GPU wait and
             cannot be traced by torch.export.
-        implementation: "auto", "reference" (dense, any size that fits), "chunked" (plain PyTorch), "triton" (GPU).
+        implementation: "auto", "reference" (dense, any size that fits), "chunked" (plain PyTorch), "triton" (GPU). "auto"
+            takes Triton for 16-bit and fp32 tensors on a GPU where it is installed, and the dense form for one query.
 
     Returns:
         y (B, L, H, P) in the dtype of `v`; the softmax runs in float32 (float64 for float64 inputs).
@@ -106,19 +106,27 @@ def _choose(implementation: str, q_BLHP: Tensor) -> Callable[..., Tensor]:
     """The one place where an implementation is picked."""
     if implementation not in _IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r}: expected one of {', '.join(_IMPLEMENTATIONS)}")
-    if implementation == "triton":
-        return _triton()
-    # A single query has one row of scores: the dense form is then the short one.
-    if implementation == "reference" or (implementation == "auto" and q_BLHP.shape[1] == 1):
-        return window_attention_reference
-    return window_attention_chunked
-
-
-def _triton() -> Callable[..., Tensor]:
-    if importlib.util.find_spec(_TRITON_MODULE) is None:
+    if implementation == "triton" and not _has_triton():
         raise ValueError("implementation='triton': not available for window_attention; use 'auto' or 'chunked'")
-    module: Any = importlib.import_module(_TRITON_MODULE)
-    return module.window_attention_triton
+    if implementation == "auto":
+        implementation = _automatic(q_BLHP)
+    if implementation == "triton":
+        module: Any = importlib.import_module(_TRITON_MODULE)
+        return module.window_attention_triton
+    return window_attention_reference if implementation == "reference" else window_attention_chunked
+
+
+def _automatic(q_BLHP: Tensor) -> str:
+    # A single query has one row of scores: the dense form is then the short one.
+    if q_BLHP.shape[1] == 1:
+        return "reference"
+    on_gpu = q_BLHP.is_cuda and q_BLHP.dtype != torch.float64 and not torch.compiler.is_exporting()
+    return "triton" if on_gpu and _has_triton() else "chunked"
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec(_TRITON_MODULE) is not None and importlib.util.find_spec("triton") is not None
 
 
 def _check_projections(named: dict[str, Tensor]) -> None:

@@ -4,8 +4,6 @@ Plain PyTorch for CPU and GPU, traceable by torch.export and torch.compile. No t
 values are laid out once per neighbouring block, and `scaled_dot_product_attention` runs over all blocks as one batch.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,9 +40,7 @@ def window_attention_chunked(
         q_BLHP = _zero_padding(q_BLHP, real_BM)
         k_BLHP, v_BLHP = _zero_padding(k_BLHP, real_BM), _zero_padding(v_BLHP, real_BM)
     if global_mask_BL is None:
-        y_BLHP = _dilated_local(
-            q_BLHP, k_BLHP, v_BLHP, None, real_BM, real_BM, segment_ids_BL, window, causal, dilation, scale
-        )
+        y_BLHP = _dilated_local(q_BLHP, k_BLHP, v_BLHP, None, real_BM, real_BM, segment_ids_BL, window, causal, dilation, scale)
     else:
         global_BL = global_mask_BL & real_BM
         slots = _GlobalSlots(global_BL, max_global)
@@ -144,17 +140,16 @@ def _dilated_local(
     length, offset = q_BLHP.shape[1], k_BMHP.shape[1] - q_BLHP.shape[1]
     if dilation == 1:
         query_BL = real_BM[:, offset:]
-        return _local(
-            q_BLHP, k_BMHP, v_BMHP, columns, key_BM, query_BL, segment_ids_BM, window, causal, scale
-        )
+        return _local(q_BLHP, k_BMHP, v_BMHP, columns, key_BM, query_BL, segment_ids_BM, window, causal, scale)
     # Spare queries in front bring the first query onto a multiple of the dilation, as the first key is.
     front = offset % dilation
     n_queries = (front + length + dilation * _spare() + dilation - 1) // dilation
     back = n_queries * dilation - front - length
 
+    # Read with indices: views of a length that is a quotient come with conditions that the exporter cannot prove.
     def classes(x: Tensor, before: int, each: int) -> Tensor:
-        split = _pad_length(x, before, back).unflatten(1, (each, dilation)).transpose(1, 2)
-        return split.reshape(-1, *split.shape[2:])
+        padded, place = _pad_length(x, before, back), torch.arange(each, device=x.device) * dilation
+        return torch.cat([padded.index_select(1, place + r) for r in range(dilation)])
 
     def query_classes(x: Tensor) -> Tensor:
         return classes(x, front, n_queries)
@@ -165,8 +160,8 @@ def _dilated_local(
     if columns is not None:
         k_BGHP, v_BGHP, seen_BLG = columns
         columns = (
-            k_BGHP.repeat_interleave(dilation, dim=0),
-            v_BGHP.repeat_interleave(dilation, dim=0),
+            k_BGHP.repeat(dilation, 1, 1, 1),
+            v_BGHP.repeat(dilation, 1, 1, 1),
             query_classes(seen_BLG),
         )
     y_CLHP = _local(
@@ -181,8 +176,10 @@ def _dilated_local(
         causal,
         scale,
     )
-    y_BLHP = y_CLHP.unflatten(0, (q_BLHP.shape[0], dilation)).transpose(1, 2).flatten(1, 2)
-    return _first(y_BLHP[:, front:], length)
+    batch = q_BLHP.shape[0]
+    y_BCHP = torch.cat([y_CLHP.narrow(0, r * batch, batch) for r in range(dilation)], dim=1)
+    place_L = torch.arange(length, device=q_BLHP.device) + front
+    return y_BCHP.index_select(1, place_L % dilation * n_queries + place_L // dilation)
 
 
 def _local(
@@ -228,11 +225,13 @@ def _local(
         k_BNSHP = torch.cat([k_BNSHP, k_BGHP[:, None].expand(-1, n_blocks, -1, -1, -1)], dim=2)
         v_BNSHP = torch.cat([v_BNSHP, v_BGHP[:, None].expand(-1, n_blocks, -1, -1, -1)], dim=2)
         seen_BNTS = torch.cat([seen_BNTS, query_blocks(seen_BLG)], dim=-1)
-    y_ZTHP = _attend(
-        q_BNTHP.flatten(0, 1), k_BNSHP.flatten(0, 1), v_BNSHP.flatten(0, 1), seen_BNTS.flatten(0, 1), scale
-    )
-    y_BLHP = y_ZTHP.unflatten(0, (batch, n_blocks)).flatten(1, 2)
-    return _first(y_BLHP, length)
+    y_ZTHP = _attend(q_BNTHP.flatten(0, 1), k_BNSHP.flatten(0, 1), v_BNSHP.flatten(0, 1), seen_BNTS.flatten(0, 1), scale)
+    y_BNTHP = y_ZTHP.unflatten(0, (batch, n_blocks))
+    if torch.compiler.is_exporting():
+        # Cutting off the spare positions makes the exporter ask whether there are any; picking the others does not.
+        place_L = torch.arange(length, device=q_BLHP.device)
+        return y_BNTHP[:, place_L // block, place_L % block]
+    return y_BNTHP.flatten(1, 2)[:, :length]
 
 
 def _blocking(window: int, length: int, n_keys: int, causal: bool) -> tuple[int, int, int]:
@@ -256,14 +255,6 @@ def _band(block: int, before: int, after: int, window: int, causal: bool, device
     key_S = torch.arange((before + 1 + after) * block, device=device)
     distance_TS = key_S[None, :] - query_T[:, None]
     return (distance_TS >= -window) & (distance_TS <= (0 if causal else window))
-
-
-def _first(x: Tensor, length: int) -> Tensor:
-    """The first positions of axis 1."""
-    if torch.compiler.is_exporting():
-        # A slice makes the tracer ask whether anything was cut off, and the graph then serves only such lengths.
-        return x.index_select(1, torch.arange(length, device=x.device))
-    return x[:, :length]
 
 
 def _pad_length(x: Tensor, front: int, back: int) -> Tensor:

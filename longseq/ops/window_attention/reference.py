@@ -1,7 +1,5 @@
 """Window attention written as one dense masked softmax: slow, quadratic in memory, obviously right."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -39,9 +37,7 @@ def window_attention_reference(
     # A global key leaves the window and comes back through its own column: each key is counted once.
     seen_BLM = reachable_BLM & (in_window_LM | global_mask_BL[:, None, :])
     local_BLHP = _masked_softmax_attention(q_BLHP, k_BLHP, v_BLHP, seen_BLM, real_BM, scale)
-    global_BLHP = _masked_softmax_attention(
-        q_global_BLHP, k_global_BLHP, v_global_BLHP, reachable_BLM, real_BM, scale
-    )
+    global_BLHP = _masked_softmax_attention(q_global_BLHP, k_global_BLHP, v_global_BLHP, reachable_BLM, real_BM, scale)
     return torch.where(global_mask_BL[:, :, None, None], global_BLHP, local_BLHP).to(v_BLHP.dtype)
 
 
@@ -51,9 +47,7 @@ def _real_positions(k_BLHP: Tensor, mask_BL: Tensor | None) -> Tensor:
     return mask_BL
 
 
-def _reachable(
-    q_BLHP: Tensor, k_BLHP: Tensor, real_BM: Tensor, segment_ids_BL: Tensor | None, causal: bool
-) -> Tensor:
+def _reachable(q_BLHP: Tensor, k_BLHP: Tensor, real_BM: Tensor, segment_ids_BL: Tensor | None, causal: bool) -> Tensor:
     """(B, L, M): may query i look at key j at all, however far apart they are?"""
     length, n_keys = q_BLHP.shape[1], k_BLHP.shape[1]
     query_L, key_M = _positions(q_BLHP, k_BLHP)

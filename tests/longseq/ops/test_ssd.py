@@ -157,11 +157,12 @@ def test_packed_documents_equal_separate_ones() -> None:
 def test_state_carries_over_random_splits_with_gradients() -> None:
     inputs = make_inputs(150, seed=8)
     whole = run_with_gradients(inputs, dt_softplus=True)
-    split = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
+    split: dict[str, Any] = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
     cuts = [0, *sorted(torch.randperm(149, generator=torch.Generator().manual_seed(9))[:5].add(1).tolist()), 150]
     state, ys = split["initial_state_BHPN"], []
     for start, end in pairwise(cuts):
-        part = {k: v[:, start:end] if "_BL" in k else v for k, v in split.items()} | {"initial_state_BHPN": state}
+        part: dict[str, Any] = {k: v[:, start:end] if "_BL" in k else v for k, v in split.items()}
+        part["initial_state_BHPN"] = state
         y, state = ssd(**part, dt_softplus=True, chunk_size=16)
         ys.append(y)
     y = torch.cat(ys, dim=1)

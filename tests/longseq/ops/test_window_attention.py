@@ -1,7 +1,5 @@
 """Window attention: the blocked form against the dense one, and the dense one against the definition."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

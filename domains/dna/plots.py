@@ -1,0 +1,92 @@
+"""DNA's own pictures in the report: bits per base beside what four letters can hold, and errors by chromosome and length."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from longseq.domains.plots import RunFiles, Section, comparison, dot_chart, table
+
+# Fewer rows than this say nothing about a group.
+FEWEST = 5
+UNIFORM_BITS = 2.0
+
+
+def figures(run: RunFiles) -> list[Section]:
+    """The sections that a DNA run has by its task and by the columns of its predictions."""
+    sections = bits_per_base(run)
+    scored = row_scores(run.predictions)
+    if scored is not None and run.predictions is not None:
+        sections += by_chromosome(run.predictions, *scored) + by_length(run.predictions, *scored)
+    return sections
+
+
+def bits_per_base(run: RunFiles) -> list[Section]:
+    """A language model's bits per base beside the baselines and the 2 bits of four equally likely letters."""
+    metric = next((name for name in run.metrics.get("test", {}) if name in ("bits_per_base", "bits_per_token")), None)
+    if metric is None:
+        return []
+    drawn = comparison(run, metric, reference=("four equal letters, 2 bits", UNIFORM_BITS))
+    caption = "What a base costs on average; 2 bits is no knowledge at all. Genomes are hard: a tenth of a bit is much."
+    return [Section("Bits per base", figure=section.figure, caption=caption, alt=section.alt) for section in drawn]
+
+
+def row_scores(predictions: pd.DataFrame | None) -> tuple[str, pd.Series] | None:
+    """What is averaged over groups of rows, with its name: whether a class is right, or a value's absolute error."""
+    if predictions is None:
+        return None
+    if "prediction" in predictions and "label" in predictions:
+        return "accuracy", (predictions["prediction"] == predictions["label"]).astype(float)
+    for name in map(str, predictions.columns):
+        target = name.removeprefix("predicted_")
+        if target != name and target in predictions:
+            return f"mean absolute error of {target}", (predictions[name] - predictions[target]).abs()
+    return None
+
+
+def by_chromosome(predictions: pd.DataFrame, name: str, scores: pd.Series) -> list[Section]:
+    """The score on each chromosome of the test set, in the genome's order."""
+    if "chrom" not in predictions or predictions["chrom"].nunique() < 2:
+        return []
+    groups = scores.groupby(predictions["chrom"].astype(str))
+    frame = pd.DataFrame({"rows": groups.size(), "score": groups.mean()})
+    frame = frame[frame["rows"] >= FEWEST].sort_index(key=lambda index: index.map(chromosome_order))
+    if len(frame) < 2:
+        return []
+    return _grouped("By chromosome", name, "chromosome", frame, float(scores.mean()), f"Chromosomes with at least {FEWEST} test rows.")
+
+
+def chromosome_order(name: str) -> tuple[int, int, str]:
+    """chr1, chr2, ..., chr10, chrX: numbers as numbers, before everything else."""
+    bare = name.lower().removeprefix("chr")
+    return (0, int(bare), "") if bare.isdigit() else (1, 0, bare)
+
+
+def by_length(predictions: pd.DataFrame, name: str, scores: pd.Series, n_groups: int = 5) -> list[Section]:
+    """The score of shorter and of longer sequences, in groups of about as many rows."""
+    column = next((c for c in ("length", "sequence_length") if c in predictions), None)
+    if column is None:
+        return []
+    lengths = pd.to_numeric(predictions[column], errors="coerce")
+    if lengths.nunique() < n_groups:
+        return []
+    bins = pd.qcut(lengths, n_groups, duplicates="drop")
+    groups = scores.groupby(bins, observed=True)
+    spans = lengths.groupby(bins, observed=True)
+    frame = pd.DataFrame({"rows": groups.size(), "score": groups.mean(), "first": spans.min(), "last": spans.max()})
+    frame.index = pd.Index([f"{int(row['first']):,} to {int(row['last']):,} bases" for _, row in frame.iterrows()])
+    frame = frame[frame["rows"] >= FEWEST]
+    if len(frame) < 2:
+        return []
+    return _grouped("By length", name, "length", frame, float(scores.mean()), "Groups of about as many rows, from short to long.")
+
+
+def _grouped(title: str, name: str, group: str, frame: pd.DataFrame, mean: float, caption: str) -> list[Section]:
+    values: Mapping[str, float] = {str(key): float(value) for key, value in frame["score"].items() if np.isfinite(value)}
+    # A draft assembly has hundreds of scaffolds; a table holds them all.
+    if len(values) > 40:
+        rows = [[key, int(frame.loc[key, "rows"]), float(frame.loc[key, "score"])] for key in frame.index]
+        return [Section(title, html=table([group, "rows", name], rows, label=title), caption=caption)]
+    figure = dot_chart(values, name, reference=("all test rows", mean))
+    text = ", ".join(f"{key} {value:.3f}" for key, value in values.items())
+    return [Section(title, figure=figure, caption=caption, alt=f"{name} {title.lower()}: {text}")]

@@ -1,0 +1,101 @@
+"""Mamba: selective state spaces, linear in length, with a state of fixed size.
+
+Paper: Mamba: Linear-Time Sequence Modeling with Selective State Spaces, https://arxiv.org/abs/2312.00752. The parameters
+carry the published names: in_proj, conv1d, x_proj, dt_proj, A_log, D, out_proj.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from longseq.backbone import Mixer, State, zero_padding
+from longseq.layers.selective_ssm import SelectiveSSM, default_dt_rank
+from longseq.ops.selective_scan import Implementation
+from longseq.registry import register_backbone
+
+
+@register_backbone(
+    "mamba",
+    summary="selective state space; linear in length, streams with a small state",
+    paper="https://arxiv.org/abs/2312.00752",
+    cost="O(L)",
+    state="expand x d_model x (d_state + d_conv - 1)",
+    norm="rms",
+    mlp_ratio=0.0,
+)
+class MambaMixer(SelectiveSSM, Mixer):
+    """One Mamba layer: `out_proj(scan(silu(conv(x))) * silu(z))` with `x, z = in_proj(u)`.
+
+    Unlike S4 its dynamics depend on the input, so it can ignore tokens; unlike attention its memory does not grow.
+
+    Args:
+        d_model: width in and out.
+        n_layers: of the network it stands in; the output projection starts smaller in a deep one.
+        d_state: states N of each channel.
+        d_conv: taps of the short convolution.
+        expand: inner width over d_model.
+        dt_rank: rank of the step sizes' projection; `auto` is d_model / 16, rounded up.
+        dt_min: smallest first step size.
+        dt_max: largest first step size.
+        dt_init_floor: no first step size is smaller.
+        conv_bias: a bias in the convolution.
+        bias: biases in the input and output projections.
+        implementation: of the scan and the convolution: `auto`, `reference`, `chunked` or `triton`.
+
+    Cost: O(L d_model (d_model + d_state)) time, O(L d_model) memory; a step costs the same at every position.
+
+    Paper: https://arxiv.org/abs/2312.00752, section 3. Unlike the authors' code, padding and packed documents do not
+    leak, the state is float32 also in streaming, and chunks of any size can be chained.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        n_layers: int = 1,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | Literal["auto"] = "auto",
+        dt_min: float = 1e-3,
+        dt_max: float = 1e-1,
+        dt_init_floor: float = 1e-4,
+        conv_bias: bool = True,
+        bias: bool = False,
+        implementation: Implementation = "auto",
+    ) -> None:
+        super().__init__(
+            expand * d_model,
+            d_state=d_state,
+            d_conv=d_conv,
+            dt_rank=default_dt_rank(d_model, dt_rank),
+            dt_min=dt_min,
+            dt_max=dt_max,
+            dt_init_floor=dt_init_floor,
+            conv_bias=conv_bias,
+            implementation=implementation,
+        )
+        self.d_model = d_model
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias)
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
+        with torch.no_grad():
+            self.out_proj.weight.div_(n_layers**0.5)
+
+    def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None, segment_ids_BL: Tensor | None = None) -> Tensor:
+        x_BLE, z_BLE = self.in_proj(zero_padding(x_BLD, mask_BL)).chunk(2, dim=-1)
+        y_BLE, _ = self.scan(x_BLE, z_BLE, mask_BL, segment_ids_BL)
+        return self.out_proj(y_BLE)
+
+    def init_state(self, batch_size: int) -> State:
+        return SelectiveSSM.init_state(self, batch_size)
+
+    def forward_chunk(self, x_BLD: Tensor, state: State, mask_BL: Tensor | None = None) -> tuple[Tensor, State]:
+        x_BLE, z_BLE = self.in_proj(zero_padding(x_BLD, mask_BL)).chunk(2, dim=-1)
+        y_BLE, state = self.scan(x_BLE, z_BLE, mask_BL, state=state)
+        return self.out_proj(y_BLE), state
+
+    def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
+        x_BE, z_BE = self.in_proj(x_BD).chunk(2, dim=-1)
+        y_BE, state = self.scan_step(x_BE, z_BE, state)
+        return self.out_proj(y_BE), state

@@ -1,0 +1,252 @@
+"""Diagonal state-space models (S4D, DSS and their kin): one linear time-invariant recurrence per channel."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longseq.ops.diagonal_ssm.chunked import diagonal_ssm_chunked
+from longseq.ops.diagonal_ssm.discretize import DISCRETIZATIONS, discretize, kernel_taps, multiply
+from longseq.ops.diagonal_ssm.reference import diagonal_ssm_reference
+
+__all__ = ["diagonal_ssm", "diagonal_ssm_kernel", "diagonal_ssm_step"]
+
+_IMPLEMENTATIONS = ("auto", "reference", "chunked", "triton")
+_TRITON_MODULE = "longseq.ops.diagonal_ssm.triton"
+
+
+def diagonal_ssm(
+    x_BLD: Tensor,
+    dt_D: Tensor,
+    A_real_DN: Tensor,
+    A_imag_DN: Tensor,
+    C_DN2: Tensor,
+    B_DN2: Tensor | None = None,
+    D_D: Tensor | None = None,
+    *,
+    discretization: str = "zoh",
+    initial_state_BDN2: Tensor | None = None,
+    mask_BL: Tensor | None = None,
+    segment_ids_BL: Tensor | None = None,
+    reverse: bool = False,
+    chunk_size: int = 64,
+    implementation: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Linear recurrence with a diagonal complex transition, sampled from a continuous state-space model.
+
+    `h_t = z h_{t-1} + b x_t`, `y_t = 2 Re(sum_n C_n h_{n,t}) + D x_t`, with z and b the discrete form of `h' = A h + B x`.
+    N counts conjugate pairs, of which one is kept. Nothing depends on the input, unlike the selective scan; the same outputs
+    come from a convolution with `diagonal_ssm_kernel`, which carries no state.
+
+    A masked position is an identity step: the state passes it unchanged, what stands there (NaN too) is not read, and y is 0
+    there. Where the segment id of a real position differs from that of the real position before it, the state restarts from
+    zero; the initial state belongs to the row's first segment. Everything is differentiable, both states too.
+
+    Args:
+        x_BLD: input (B, L, D); the output has its dtype.
+        dt_D: step sizes (D,), positive, in the units of 1 / A.
+        A_real_DN: real parts of the continuous poles (D, N), negative.
+        A_imag_DN: imaginary parts (D, N).
+        C_DN2: output weights as (real, imaginary).
+        B_DN2: input weights as (real, imaginary); ones if None, as when B is folded into C.
+        D_D: skip weights (D,).
+        discretization: "zoh" (x is held between samples) or "bilinear".
+        initial_state_BDN2: state before the first position (the last one with `reverse`), (B, D, N, 2); zeros if None.
+        mask_BL: bool (B, L), True = real.
+        segment_ids_BL: integers (B, L), equal for the positions of one packed document.
+        reverse: run from the last position to the first.
+        chunk_size: positions per chunk of the chunked form.
+        implementation: "auto", "reference" (a loop over time), "chunked" (plain PyTorch, CPU and GPU, traceable) or
+            "triton" (GPU). "auto" takes Triton for 16-bit and fp32 tensors on a GPU where it is installed.
+
+    Returns:
+        y (B, L, D) in x's dtype, and the final state (B, D, N, 2) in fp32 (fp64 for fp64 inputs).
+
+    Raises:
+        ValueError: shapes that do not fit together, or an implementation or discretization that is unknown or not available.
+        TypeError: a mask that is not bool, segment ids that are not integers, inputs that are not floating point.
+
+    Cost: O(L D (chunk_size + N)) time; memory for backward is x and 2N numbers per channel and chunk. Short packed documents
+    are padded to whole chunks, of down to 8 positions.
+
+    Paper: On the Parameterization and Initialization of Diagonal State Space Models, https://arxiv.org/abs/2206.11893,
+    equations 2 and 3. Differs from the authors' code: no FFT and no kernel as long as the input, but chunks with a carried
+    state, all in real arithmetic.
+    """
+    _check_parameters(x_BLD, dt_D, A_real_DN, A_imag_DN, C_DN2, B_DN2, D_D)
+    _check_discretization(discretization)
+    _check_rows(x_BLD, A_real_DN, initial_state_BDN2, mask_BL, segment_ids_BL)
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size}: expected 1 or more positions")
+    run = _choose(implementation, x_BLD)
+    options = {
+        "discretization": discretization,
+        "initial_state_BDN2": initial_state_BDN2,
+        "mask_BL": mask_BL,
+        "segment_ids_BL": segment_ids_BL,
+        "reverse": reverse,
+        "chunk_size": chunk_size,
+    }
+    if not torch.is_autocast_enabled(x_BLD.device.type):
+        return run(x_BLD, dt_D, A_real_DN, A_imag_DN, C_DN2, B_DN2, D_D, **options)
+    # Autocast would run the products over kernel taps and states in 16 bits.
+    with torch.autocast(x_BLD.device.type, enabled=False):
+        return run(x_BLD, dt_D, A_real_DN, A_imag_DN, C_DN2, B_DN2, D_D, **options)
+
+
+def diagonal_ssm_step(
+    x_BD: Tensor,
+    dt_D: Tensor,
+    A_real_DN: Tensor,
+    A_imag_DN: Tensor,
+    C_DN2: Tensor,
+    B_DN2: Tensor | None = None,
+    D_D: Tensor | None = None,
+    *,
+    discretization: str = "zoh",
+    state_BDN2: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """One position of `diagonal_ssm`: the same arguments without the length, and the state to continue from.
+
+    Returns:
+        y (B, D) in x's dtype, and the state after this position.
+
+    Cost: O(D N) per row, whatever the position.
+    """
+    _check_discretization(discretization)
+    dtype = torch.float64 if x_BD.dtype == torch.float64 else torch.float32
+    B_DN2 = None if B_DN2 is None else B_DN2.to(dtype)
+    poles = discretize(dt_D.to(dtype), A_real_DN.to(dtype), A_imag_DN.to(dtype), B_DN2, discretization)
+    size_DN = torch.exp(poles.log_size_DN)
+    z_DN2 = torch.stack([size_DN * torch.cos(poles.angle_DN), size_DN * torch.sin(poles.angle_DN)], dim=-1)
+    x_BD11 = x_BD.to(dtype)[..., None, None]
+    state_BDN2 = multiply(state_BDN2.to(dtype), z_DN2) + poles.input_DN2 * x_BD11
+    y_BD = 2 * multiply(state_BDN2, C_DN2.to(dtype))[..., 0].sum(-1)
+    if D_D is not None:
+        y_BD = y_BD + D_D.to(dtype) * x_BD.to(dtype)
+    return y_BD.to(x_BD.dtype), state_BDN2
+
+
+def diagonal_ssm_kernel(
+    dt_D: Tensor,
+    A_real_DN: Tensor,
+    A_imag_DN: Tensor,
+    C_DN2: Tensor,
+    length: int,
+    B_DN2: Tensor | None = None,
+    *,
+    discretization: str = "zoh",
+) -> Tensor:
+    """The convolution kernel of `diagonal_ssm`: `y = K * x + D x` from a zero state.
+
+    `K_t = 2 Re(sum_n C_n b_n z_n^t)`. Any length: the taps do not depend on it. Use it where a kernel is wanted in one piece:
+    as a buffer for export, as one half of a two-sided convolution, or to look at.
+
+    Args:
+        dt_D: step sizes (D,).
+        A_real_DN: real parts of the continuous poles (D, N).
+        A_imag_DN: imaginary parts (D, N).
+        C_DN2: output weights as (real, imaginary).
+        length: number of taps, 1 or more.
+        B_DN2: input weights as (real, imaginary); ones if None.
+        discretization: "zoh" or "bilinear".
+
+    Returns:
+        K (D, length) in fp32 (fp64 for fp64 parameters).
+
+    Raises:
+        ValueError: a length below 1 or an unknown discretization.
+
+    Cost: O(D N length) as matrix products, O(D N sqrt(length)) exponentials and memory beside the result.
+
+    Paper: https://arxiv.org/abs/2206.11893, equation 6.
+    """
+    if length < 1:
+        raise ValueError(f"length={length}: expected 1 or more taps")
+    _check_discretization(discretization)
+    dtype = torch.float64 if A_real_DN.dtype == torch.float64 else torch.float32
+    B_DN2 = None if B_DN2 is None else B_DN2.to(dtype)
+    with torch.autocast(A_real_DN.device.type, enabled=False):
+        poles = discretize(dt_D.to(dtype), A_real_DN.to(dtype), A_imag_DN.to(dtype), B_DN2, discretization)
+        return kernel_taps(poles, C_DN2.to(dtype), length)
+
+
+def _choose(implementation: str, x_BLD: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The one place where an implementation is picked."""
+    if implementation not in _IMPLEMENTATIONS:
+        raise ValueError(f"implementation={implementation!r}: expected one of {', '.join(_IMPLEMENTATIONS)}")
+    if implementation == "reference":
+        return diagonal_ssm_reference
+    if implementation == "triton":
+        if not _has_triton():
+            raise ValueError("implementation='triton': not available for diagonal_ssm; use 'auto' or 'chunked'")
+        return _triton()
+    on_gpu = x_BLD.device.type == "cuda" and x_BLD.dtype != torch.float64 and not torch.compiler.is_exporting()
+    return _triton() if implementation == "auto" and on_gpu and _has_triton() else diagonal_ssm_chunked
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec(_TRITON_MODULE) is not None and importlib.util.find_spec("triton") is not None
+
+
+def _triton() -> Callable[..., tuple[Tensor, Tensor]]:
+    module: Any = importlib.import_module(_TRITON_MODULE)
+    return module.diagonal_ssm_triton
+
+
+def _check_discretization(discretization: str) -> None:
+    if discretization not in DISCRETIZATIONS:
+        raise ValueError(f"discretization={discretization!r}: expected one of {', '.join(DISCRETIZATIONS)}")
+
+
+def _check_parameters(
+    x_BLD: Tensor,
+    dt_D: Tensor,
+    A_real_DN: Tensor,
+    A_imag_DN: Tensor,
+    C_DN2: Tensor,
+    B_DN2: Tensor | None,
+    D_D: Tensor | None,
+) -> None:
+    if x_BLD.ndim != 3:
+        raise ValueError(f"x_BLD: expected (batch, length, width), found shape {tuple(x_BLD.shape)}")
+    if not x_BLD.is_floating_point():
+        raise TypeError(f"x_BLD: expected a floating dtype, found {x_BLD.dtype}")
+    if not torch.compiler.is_compiling() and x_BLD.shape[1] == 0:
+        raise ValueError("x_BLD: expected at least one position, found length 0")
+    if A_real_DN.ndim != 2:
+        raise ValueError(f"A_real_DN: expected (width, pairs), found shape {tuple(A_real_DN.shape)}")
+    width, pairs = x_BLD.shape[2], A_real_DN.shape[1]
+    expected = {
+        "dt_D": (dt_D, (width,)),
+        "A_real_DN": (A_real_DN, (width, pairs)),
+        "A_imag_DN": (A_imag_DN, (width, pairs)),
+        "C_DN2": (C_DN2, (width, pairs, 2)),
+        "B_DN2": (B_DN2, (width, pairs, 2)),
+        "D_D": (D_D, (width,)),
+    }
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name}: expected shape {shape} for the width of x_BLD, found {tuple(tensor.shape)}")
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{name}: expected a floating dtype, found {tensor.dtype}")
+
+
+def _check_rows(
+    x_BLD: Tensor, A_real_DN: Tensor, initial_state_BDN2: Tensor | None, mask_BL: Tensor | None, segment_ids_BL: Tensor | None
+) -> None:
+    if mask_BL is not None and mask_BL.dtype != torch.bool:
+        raise TypeError(f"mask_BL: expected bool with True at real positions, found {mask_BL.dtype}")
+    if segment_ids_BL is not None and (segment_ids_BL.is_floating_point() or segment_ids_BL.dtype == torch.bool):
+        raise TypeError(f"segment_ids_BL: expected integers, found {segment_ids_BL.dtype}")
+    if torch.compiler.is_compiling():
+        return
+    for name, tensor in (("mask_BL", mask_BL), ("segment_ids_BL", segment_ids_BL)):
+        if tensor is not None and tensor.shape != x_BLD.shape[:2]:
+            raise ValueError(f"{name}: expected (batch, length) = {tuple(x_BLD.shape[:2])}, found {tuple(tensor.shape)}")
+    expected = (x_BLD.shape[0], *A_real_DN.shape, 2)
+    if initial_state_BDN2 is not None and tuple(initial_state_BDN2.shape) != expected:
+        raise ValueError(f"initial_state_BDN2: expected {expected}, found {tuple(initial_state_BDN2.shape)}")

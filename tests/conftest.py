@@ -1,0 +1,34 @@
+"""What all tests share: the real data's folder, and markers that need something."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def data_folder() -> Path:
+    """Where the real files stand: LONGSEQ_DATA, or shared/data beside the repository."""
+    return Path(os.environ.get("LONGSEQ_DATA", ROOT.parent / "shared" / "data"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips tests that need a GPU or the real files where there are none."""
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+        if "data" in item.keywords and not data_folder().is_dir():
+            item.add_marker(pytest.mark.skip(reason="needs the real files: set LONGSEQ_DATA"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with the real files (tests marked `data`)."""
+    return data_folder()
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,83 @@
+"""The command line answers mistakes at once, with the nearest valid words."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longseq.pipelines.cli import check_overrides, dispatch, groups, verbs
+from longseq.errors import ConfigError
+
+
+def cpu_seconds() -> float:
+    """Of all finished child processes; unlike the clock's time it does not depend on what else the machine does."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def run(*args: str) -> tuple[int, str, float]:
+    started = cpu_seconds()
+    done = subprocess.run(
+        [sys.executable, "-m", "longseq.pipelines.cli", *args], capture_output=True, text=True, check=False, timeout=60
+    )
+    return done.returncode, done.stdout + done.stderr, cpu_seconds() - started
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggestion"),
+    [
+        (["fit", "domain=dna", "backbon=hyena"], "backbone"),
+        (["fit", "backbone=hyeena"], "hyena"),
+        (["fit", "backbone.d_modl=64"], "backbone.d_model"),
+        (["fit", "lr=1e-3"], "optimizer.lr"),
+        (["fit", "trainer.max_epoch=3"], "trainer.max_epochs"),
+        (["fit", "domain=dan"], "dna"),
+        (["fti"], "fit"),
+    ],
+)
+def test_mistakes_get_a_suggestion_in_under_a_second(arguments: list[str], suggestion: str) -> None:
+    code, output, seconds = run(*arguments)
+    assert code == 2
+    assert suggestion in output
+    assert "Traceback" not in output
+    assert seconds < 1.0
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["fit", "--help"], ["--version"]])
+def test_help_is_fast(arguments: list[str]) -> None:
+    code, _, seconds = run(*arguments)
+    assert code == 0
+    assert seconds < 0.5
+
+
+def test_help_names_every_verb_and_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["--help"]) == 0
+    output = capsys.readouterr().out
+    assert all(verb in output for verb in verbs())
+    assert dispatch(["fit", "--help"]) == 0
+    output = capsys.readouterr().out
+    assert all(choice in output for choice in groups()["backbone"])
+    assert "experiment" in output
+
+
+def test_valid_overrides_pass() -> None:
+    check_overrides("fit", ["domain=dna", "backbone=hyena", "seed=1,2,3", "+trainer.new=1", "logger=[csv]", "optimizer.lr=0.1"])
+
+
+def test_words_that_are_no_overrides_are_refused() -> None:
+    with pytest.raises(ConfigError, match="key=value"):
+        check_overrides("fit", ["hyena"])
+
+
+def test_config_is_printed() -> None:
+    code, output, _ = run("fit", "--cfg", "job", "optimizer.lr=0.5")
+    assert code == 0
+    assert "lr: 0.5" in output
+
+
+def test_importing_the_package_is_light() -> None:
+    code = "import longseq, sys; print('torch' in sys.modules, 'lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+    assert done.stdout.split() == ["False", "False"]
