@@ -1,12 +1,10 @@
-"""What a report is made of: sections, figures that follow the reader's light or dark theme, and those that all domains share."""
+"""Figures as SVG that follow the reader's light or dark theme, and those that several domains share."""
 
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -15,7 +13,9 @@ import pandas as pd
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from longseq.domains.sections import RunFiles, Section, short
 
 # Stand-ins that become CSS variables once the figure is SVG, so that one drawing is legible on light and on dark pages.
 INK, MUTED, GRID, PAPER = "#010101", "#010102", "#010103", "#010104"
@@ -25,7 +25,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "longseq",
     "font.family": "sans-serif",
-    "font.size": 9,
+    "font.size": 9.5,
     "text.color": INK,
     # A class may be called "$a_b$".
     "text.parse_math": False,
@@ -46,134 +46,15 @@ STYLE: dict[Any, Any] = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "legend.frameon": False,
-    "legend.fontsize": 8,
+    "legend.fontsize": 8.5,
     "lines.linewidth": 1.6,
     "lines.markersize": 4,
 }
+# The finest that was logged.
+TRAIN_LOSS = ("train/loss_step", "train/loss", "train/loss_epoch")
 # More points than this are not drawn: the eye sees no difference, and the page stays small.
 MAX_POINTS = 1200
-LOWER_IS_BETTER = frozenset("loss mse mae rmse perplexity ece brier mape smape mase crps nll wer cer eer".split())
-HIGHER_IS_BETTER = frozenset(
-    "accuracy balanced_accuracy top5_accuracy mcc f1 auroc auprc r2 pearson spearman precision recall kappa map miou".split()
-)
 styled = matplotlib.rc_context
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """What stands in a run folder.
-
-    Attributes:
-        folder: the run's.
-        config: as plain dicts and lists.
-        metrics: metrics.json.
-        curves: metrics.csv, empty if nothing was logged.
-        predictions: of the test rows; None for tasks that predict at every position.
-    """
-
-    folder: Path
-    config: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    curves: pd.DataFrame
-    predictions: pd.DataFrame | None = None
-
-    @property
-    def monitor(self) -> str:
-        """The metric that decides, without its split."""
-        return str((self.config.get("task") or {}).get("monitor", "loss"))
-
-    def higher_is_better(self, metric: str) -> bool | None:
-        """Which direction of a metric is better; None if that is not known."""
-        if metric == self.monitor:
-            return (self.config.get("task") or {}).get("mode", "min") == "max"
-        if metric in LOWER_IS_BETTER or metric.startswith("bits_per_"):
-            return False
-        return True if metric in HIGHER_IS_BETTER else None
-
-
-@dataclass(frozen=True)
-class Section:
-    """One block of a report: a figure or a piece of HTML.
-
-    Attributes:
-        title: a few words.
-        html: ready HTML; whoever makes it escapes what comes from the user.
-        figure: drawn under `STYLE`, in the colours above.
-        caption: what to see, and how it was computed.
-        alt: the figure in words, for those who do not see it; the title if empty.
-        wide: over the page's full width.
-    """
-
-    title: str
-    html: str = ""
-    figure: Figure | None = None
-    caption: str = ""
-    alt: str = ""
-    wide: bool = field(default=False, kw_only=True)
-
-    def body(self) -> str:
-        """The block's HTML, without title and caption."""
-        return self.html if self.figure is None else to_svg(self.figure, self.alt or self.title)
-
-
-# -- HTML
-
-
-class Html(str):
-    """Text that is HTML already and is not escaped again."""
-
-    __slots__ = ()
-
-
-def short(value: Any) -> str:
-    """A value for the eye: four significant digits, thousands separated, a dash for what is not there."""
-    if isinstance(value, (np.integer, np.floating, np.bool_)):
-        value = value.item()
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
-    return str(value)
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, label: str, row_heads: int = 1) -> Html:
-    """An HTML table in a box that scrolls by itself; numbers stand to the right.
-
-    Args:
-        header: names of the columns.
-        rows: of any values; `Html` goes in as it is, everything else is escaped.
-        label: what the table is, for screen readers.
-        row_heads: leading cells of a row that name it.
-    """
-    head = "".join(f'<th scope="col">{cell(name)}</th>' for name in header)
-    lines = []
-    for row in rows:
-        cells = [f'<th scope="row">{cell(value)}</th>' for value in row[:row_heads]]
-        cells += [f"<td{' class=num' if is_number(value) else ''}>{cell(value)}</td>" for value in row[row_heads:]]
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    return Html(
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def cell(value: Any) -> str:
-    """A table cell's content; long texts are cut, with the whole in the tooltip."""
-    if isinstance(value, Html):
-        return str(value)
-    text = short(value)
-    return escape(text) if len(text) <= 160 else f'<span title="{escape(text[:2000])}">{escape(text[:80])}…</span>'
-
-
-def is_number(value: Any) -> bool:
-    """Whether a cell holds a number, or a number in bold."""
-    if isinstance(value, Html):
-        return re.fullmatch(r"[-+−\d.,e%]+", re.sub(r"<[^>]*>", "", value)) is not None
-    return value is None or (isinstance(value, (int, float, np.number)) and not isinstance(value, bool))
 
 
 # -- SVG
@@ -206,7 +87,7 @@ def own_ids(svg: str) -> str:
     return re.sub(r"\n\s*", "\n", svg)
 
 
-def new_figure(width: float = 4.6, height: float = 3.0) -> tuple[Figure, Axes]:
+def new_figure(width: float = 4.2, height: float = 2.9) -> tuple[Figure, Axes]:
     """A figure of one panel, in inches; call it, and draw, within `styled(STYLE)`."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
@@ -235,7 +116,8 @@ def dot_chart(
     names = list(values)[::-1]
     for i, name in enumerate(names):
         emphasised = name == highlight
-        ax.plot(values[name], i, "o", color=SERIES[0] if emphasised or highlight is None else MUTED, markersize=8 if emphasised else 6)
+        colour = SERIES[0] if emphasised or highlight is None else MUTED
+        ax.plot(values[name], i, "o", color=colour, markersize=8 if emphasised else 6)
         ax.annotate(
             short(float(values[name])),
             (values[name], i),
@@ -260,7 +142,7 @@ def dot_chart(
 
 def comparison(run: RunFiles, metric: str, *, reference: tuple[str, float] | None = None) -> list[Section]:
     """A test metric of the model and of each baseline that has it, best on top; empty if there is nothing to compare."""
-    rows = {str(run.metrics.get("backbone", "model")): run.metrics.get("test", {}), **run.metrics.get("baselines", {})}
+    rows = run.results
     values = {name: float(row[metric]) for name, row in rows.items() if isinstance(row.get(metric), (int, float))}
     if len(values) < 2:
         return []
@@ -295,7 +177,8 @@ def learning_curves(run: RunFiles, most: int = 6) -> list[Section]:
     """The training and validation loss, and every other validation metric that was measured more than once."""
     names = [str(name) for name in run.curves.columns]
     sections = _loss_curves(run, names)
-    metrics = [name for name in names if name.startswith("val/") and name != "val/loss" and len(series(run.curves, name)[0]) > 1]
+    metrics = [name for name in names if name.startswith("val/") and name != "val/loss"]
+    metrics = [name for name in metrics if len(series(run.curves, name)[0]) > 1]
     metrics.sort(key=lambda name: name != f"val/{run.monitor}")
     return sections + [_metric_curve(run, name) for name in metrics[: most - len(sections)]]
 
@@ -305,7 +188,8 @@ def series(curves: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
     if name not in curves:
         return np.empty(0), np.empty(0)
     values = pd.to_numeric(curves[name], errors="coerce").to_numpy(float)
-    steps = pd.to_numeric(curves["step"], errors="coerce").to_numpy(float) if "step" in curves else np.arange(float(len(values)))
+    logged = curves["step"] if "step" in curves else pd.Series(range(len(values)))
+    steps = pd.to_numeric(logged, errors="coerce").to_numpy(float)
     known = np.isfinite(values) & np.isfinite(steps)
     return steps[known], values[known]
 
@@ -318,8 +202,8 @@ def smooth(steps: np.ndarray, values: np.ndarray, most: int = 200) -> tuple[np.n
 
 @styled(STYLE)
 def _loss_curves(run: RunFiles, names: Sequence[str]) -> list[Section]:
-    train = next((name for name in ("train/loss_step", "train/loss", "train/loss_epoch") if len(series(run.curves, name)[0])), None)
-    drawn = {"train": series(run.curves, train or ""), "validation": series(run.curves, "val/loss")}
+    train = next((name for name in TRAIN_LOSS if name in names), "")
+    drawn = {"train": series(run.curves, train), "validation": series(run.curves, "val/loss")}
     drawn = {name: points for name, points in drawn.items() if len(points[0])}
     if not drawn:
         return []
@@ -329,7 +213,11 @@ def _loss_curves(run: RunFiles, names: Sequence[str]) -> list[Section]:
         ax.plot(x, y, marker="o" if len(x) < 40 else "", label=name)
     everything = np.concatenate([values for _, values in drawn.values()])
     logarithmic = everything.min() > 0 and everything.max() > 8 * everything.min()
-    ax.set_yscale("log" if logarithmic else "linear")
+    if logarithmic:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(float(value))))
+        ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("step")
     ax.set_ylabel("loss" + (" (log scale)" if logarithmic else ""))
     ax.legend()
@@ -350,7 +238,8 @@ def _metric_curve(run: RunFiles, name: str) -> Section:
         best = int(np.argmax(values) if run.higher_is_better(metric) else np.argmin(values))
         ax.plot(steps[best], values[best], "o", color=SERIES[1], markersize=8, label=f"best: {short(float(values[best]))}")
         ax.legend()
-        caption = f"The checkpoint of step {short(int(steps[best]))} was tested: {metric} decides."
+        caption = f"Best at step {short(int(steps[best]))}; {metric} decides which checkpoint is kept."
     ax.set_xlabel("step")
     ax.set_ylabel(f"validation {metric}")
-    return Section(f"Validation {metric}", figure=figure, caption=caption, alt=f"validation {metric} ends at {short(float(values[-1]))}")
+    alt = f"validation {metric} ends at {short(float(values[-1]))}"
+    return Section(f"Validation {metric}", figure=figure, caption=caption, alt=alt)

@@ -64,6 +64,16 @@ class Task(nn.Module, ABC):
         del outputs, batch
         return {}
 
+    def outputs_from(self, predicted: Tensor) -> Tensor:
+        """What a model would have to put out to predict this: the inverse of the task's activation and scaling."""
+        return predicted
+
+    def score_predictions(self, predicted: Tensor, labels: Tensor) -> dict[str, float]:
+        """The metrics of predictions that some other method made: probabilities (B, O), or quantities (B, O)."""
+        metrics = self.metrics()
+        self.update(metrics, self.outputs_from(predicted), {"labels": labels})
+        return {name: float(value) for name, value in metrics.compute().items()}
+
     def combine(self, outputs: Sequence[Tensor]) -> Tensor:
         """One output from those of several views of the same rows, such as the two strands."""
         return torch.stack(list(outputs)).mean(0)
@@ -137,9 +147,12 @@ class Classification(Task):
             found["label"] = names[batch["labels"].cpu().numpy()]
         return found | {f"p_{label}": probabilities[:, i] for i, label in enumerate(self.labels)}
 
+    def outputs_from(self, predicted: Tensor) -> Tensor:
+        return predicted.clamp(min=1e-12).log()
+
     def combine(self, outputs: Sequence[Tensor]) -> Tensor:
         # Averaged as probabilities, which is what strand averaging means in the field.
-        return torch.stack([o.float().softmax(-1) for o in outputs]).mean(0).clamp(min=1e-12).log()
+        return self.outputs_from(torch.stack([o.float().softmax(-1) for o in outputs]).mean(0))
 
     def config(self) -> dict[str, Any]:
         return {"task": self.name, "labels": self.labels}
@@ -196,8 +209,11 @@ class MultiLabel(Task):
             found |= {label: truth[:, i] for i, label in enumerate(self.labels)}
         return found
 
+    def outputs_from(self, predicted: Tensor) -> Tensor:
+        return torch.logit(predicted, eps=1e-7)
+
     def combine(self, outputs: Sequence[Tensor]) -> Tensor:
-        return torch.logit(torch.stack([o.float().sigmoid() for o in outputs]).mean(0), eps=1e-7)
+        return self.outputs_from(torch.stack([o.float().sigmoid() for o in outputs]).mean(0))
 
     def config(self) -> dict[str, Any]:
         return {"task": self.name, "labels": self.labels}
@@ -254,6 +270,9 @@ class Regression(Task):
             truth = batch["labels"].cpu().numpy()
             found |= {label: truth[:, i] for i, label in enumerate(self.labels)}
         return found
+
+    def outputs_from(self, predicted: Tensor) -> Tensor:
+        return (predicted - self.mean) / self.std
 
     def config(self) -> dict[str, Any]:
         return {"task": self.name, "labels": self.labels, "mean": self.mean.tolist(), "std": self.std.tolist()}

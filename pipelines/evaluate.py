@@ -52,7 +52,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     }
     if trainer.is_global_zero:
         if cfg.baselines:
-            result["baselines"] = data.baselines()
+            result["baselines"] = data.baselines(module.task)
         path = folder / "evaluations" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.json"
         write_atomically(path, json.dumps(plain(result), indent=2) + "\n")
         out = Console()

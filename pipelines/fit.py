@@ -216,7 +216,7 @@ def finish(
     if predictions is not None:
         write_atomically(folder / PREDICTIONS, predictions.to_csv(index=False))
     if cfg.baselines:
-        metrics["baselines"] = data.baselines()
+        metrics["baselines"] = data.baselines(module.task)
     metrics["data"] = {"splits": data.summary(), "counts": data.counts}
     write_metrics(folder, metrics)
     if cfg.report:

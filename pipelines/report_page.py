@@ -4,22 +4,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from longseq.domains.plots import Section
+from longseq.domains.plots import to_svg
+from longseq.domains.sections import Section
 
-LIGHT = """--ink:#16202b;--muted:#5a6674;--grid:#e1e6ec;--paper:#fff;--page:#f5f7f9;--accent:#1f63b5;--shade:31,99,181;--bad:178,58,46;
---warn-ink:#7a3e00;--warn:#ffe6c2;
+LIGHT = """--ink:#16202b;--muted:#5a6674;--grid:#e1e6ec;--paper:#fff;--page:#f5f7f9;--accent:#1f63b5;--shade:31,99,181;
+--bad:178,58,46;--warn-ink:#7a3e00;--warn:#ffe6c2;
 --c1:#1f63b5;--c2:#c25e0e;--c3:#23804c;--c4:#7b46c2;--c5:#bb3049;--c6:#127f8d;--c7:#8a6b08;--c8:#5a6674;"""
-DARK = """--ink:#e4eaf1;--muted:#9ba8b7;--grid:#303a46;--paper:#1a2129;--page:#12171d;--accent:#7db8f7;--shade:90,150,220;--bad:214,96,84;
---warn-ink:#ffd9a0;--warn:#5a3a08;
+DARK = """--ink:#e4eaf1;--muted:#9ba8b7;--grid:#303a46;--paper:#1a2129;--page:#12171d;--accent:#7db8f7;--shade:90,150,220;
+--bad:214,96,84;--warn-ink:#ffd9a0;--warn:#5a3a08;
 --c1:#6fb0f5;--c2:#f2a057;--c3:#6acb94;--c4:#b898f2;--c5:#f58296;--c6:#5cc9d6;--c7:#d8b54a;--c8:#a5b0be;"""
-STYLE = f"""
+STYLE = (
+    f"""
 :root{{color-scheme:light dark;{LIGHT}}}
 @media (prefers-color-scheme:dark){{:root{{{DARK}}}}}
 @media print{{:root{{color-scheme:light;{LIGHT}}}}}
-""" + """
+"""
+    + """
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
-body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;overflow-wrap:anywhere}
+body{margin:0;background:var(--page);color:var(--ink);overflow-wrap:anywhere;
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
 a{color:var(--accent)}
 header,main,footer{max-width:1120px;margin:0 auto;padding:0 20px}
 header{padding-top:28px}
@@ -30,17 +34,21 @@ p{margin:0 0 10px}
 .about,footer,figcaption,.caption{color:var(--muted)}
 .about{margin-bottom:14px}
 nav{display:flex;flex-wrap:wrap;gap:4px 18px;margin-top:14px;font-size:.9rem}
-.badge{display:inline-block;background:var(--warn);color:var(--warn-ink);font-weight:700;border-radius:6px;padding:6px 12px;margin:0 0 12px}
+.badge{display:inline-block;background:var(--warn);color:var(--warn-ink);font-weight:700;
+border-radius:6px;padding:6px 12px;margin:0 0 12px}
+.mark{background:var(--warn);color:var(--warn-ink);font-weight:700;border-radius:4px;padding:0 6px}
 .verdict{font-size:1.05rem;margin:0 0 14px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:14px 0}
 .tile,.card{background:var(--paper);border:1px solid var(--grid);border-radius:10px}
 .tile{padding:12px 16px}
 .tile b{display:block;font-size:1.5rem;line-height:1.25;font-variant-numeric:tabular-nums}
 .tile span{color:var(--muted);font-size:.85rem}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:16px;align-items:start}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:16px}
+#result .grid{grid-template-columns:minmax(0,max-content) minmax(340px,1fr)}
+#result .card:only-child{grid-column:1/-1}
 .card{padding:16px;margin:0;min-width:0}
 .card.wide{grid-column:1/-1}
-figure svg{display:block;width:100%;max-width:560px;height:auto;margin:0 auto}
+figure svg{display:block;width:100%;max-width:460px;height:auto;margin:0 auto}
 svg *{stroke-linejoin:round;font-family:inherit!important}
 figcaption,.caption{font-size:.85rem;margin:8px 0 0}
 .scroll{overflow-x:auto;max-width:100%}
@@ -49,11 +57,13 @@ table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-num
 th,td{padding:5px 12px 5px 0;text-align:left;border-bottom:1px solid var(--grid);vertical-align:top;white-space:nowrap}
 th:not(:first-child),td{padding-left:6px}
 thead th{color:var(--muted);font-weight:600}
-tbody th{font-weight:500}
+tbody th{font-weight:500;position:sticky;left:0;background:var(--paper)}
 tbody tr:last-child>*{border-bottom:0}
-td.num{text-align:right}
-tr.model>*{background:rgba(var(--shade),.1)}
+td.num,th.num{text-align:right}
+tr.model>*{background:linear-gradient(rgba(var(--shade),.1),rgba(var(--shade),.1)) var(--paper)}
+.confusion tbody th{vertical-align:middle;border:0}
 .confusion td{padding:2px;border:0;text-align:center;vertical-align:middle}
+.confusion th.num{text-align:center}
 .confusion td.num{padding:5px 8px;color:var(--muted)}
 .confusion span{display:block;border-radius:6px;padding:6px 10px;min-width:64px;line-height:1.2}
 .confusion small{display:block;opacity:.85}
@@ -64,12 +74,22 @@ dt{color:var(--muted)}
 dd{margin:0}
 details summary{cursor:pointer;font-weight:600}
 pre{overflow-x:auto;font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;margin:12px 0 0}
+pre.wrap{white-space:pre-wrap;margin:0}
 code{font:.92em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 .note{border-left:4px solid var(--c2);padding-left:12px}
 footer{padding:28px 20px 36px;font-size:.85rem}
-@media (max-width:480px){header,main,footer{padding-left:12px;padding-right:12px}.card{padding:12px}.tile b{font-size:1.25rem}.tiles{grid-template-columns:1fr 1fr}}
+@media (max-width:900px){#result .grid{grid-template-columns:minmax(0,1fr)}}
+@media (max-width:480px){
+header,main,footer{padding-left:12px;padding-right:12px}
+.card{padding:12px}
+.tile b{font-size:1.25rem}
+.tiles{grid-template-columns:1fr 1fr}
+dl{grid-template-columns:minmax(0,2fr) minmax(0,3fr)}
+tbody th{white-space:normal;max-width:9rem}
+}
 @media print{.card,.tile{break-inside:avoid}nav{display:none}}
 """
+)
 # Whatever a label or a path in the page should hold, the browser runs nothing and loads nothing.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -124,6 +144,7 @@ def section_html(section: Section) -> str:
     title = f"<h3>{escape(section.title)}</h3>" if section.title else ""
     if section.figure is not None:
         caption = f"<figcaption>{escape(section.caption)}</figcaption>" if section.caption else ""
-        return f'<figure class="card{size}">{title}{section.body()}{caption}</figure>'
+        picture = to_svg(section.figure, section.alt or section.title)
+        return f'<figure class="card{size}">{title}{picture}{caption}</figure>'
     caption = f'<p class="caption">{escape(section.caption)}</p>' if section.caption else ""
-    return f'<div class="card{size}">{title}{section.body()}{caption}</div>'
+    return f'<div class="card{size}">{title}{section.html}{caption}</div>'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from longseq.domains.dna.formats import file_format, open_binary
 from longseq.domains.dna.genome import Genome, IntervalSequences, unknown_chromosome
+from longseq.domains.dna.labels import as_numbers
 from longseq.errors import DataError
 
 _STANDARD = ("chrom", "start", "end", "name", "score", "strand")
@@ -116,8 +118,8 @@ def intervals(
         DataError: A start or end is no number, an interval has no bases, lies beyond its chromosome, or its
             chromosome is unknown.
     """
-    starts = _whole_numbers(frame["start"], "start", where)
-    ends = _whole_numbers(frame["end"], "end", where)
+    starts = _whole_numbers(frame["start"].to_numpy(dtype=object), "start", where)
+    ends = _whole_numbers(frame["end"].to_numpy(dtype=object), "end", where)
     chroms = frame["chrom"].astype(str).to_numpy(dtype=object)
     codes, unique = pd.factorize(chroms)
     for code, name in enumerate(unique):
@@ -143,10 +145,10 @@ def intervals(
     return IntervalSequences(genome, chroms, starts, ends, strands, length), table
 
 
-def _whole_numbers(column: pd.Series, name: str, where: Callable[[int], str]) -> NDArray[np.int64]:
-    numbers = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+def _whole_numbers(cells: NDArray[Any], name: str, where: Callable[[int], str]) -> NDArray[np.int64]:
+    numbers = as_numbers(cells)
     bad = np.flatnonzero(~np.isfinite(numbers) | (numbers != np.round(numbers)))
     if len(bad):
         row = int(bad[0])
-        raise DataError(f"{where(row)}: {name} is {column.iloc[row]!r}, where a whole number was expected")
+        raise DataError(f"{where(row)}: {name} is {cells[row]!r}, where a whole number was expected")
     return numbers.astype(np.int64)

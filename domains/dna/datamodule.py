@@ -1,5 +1,6 @@
 """Reads a user's DNA files, or the embedded demo data, and gives batches of token ids."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from longseq.domains.dna.token_cache import build_token_cache
 from longseq.domains.dna.tokenizer import COMPLEMENT_IDS, NucleotideTokenizer
 from longseq.domains.dna.windows import GenomeWindows
 from longseq.domains.loading import pad_rows
-from longseq.domains.tasks import IGNORE, Batch
+from longseq.domains.tasks import IGNORE, Batch, Task
 from longseq.errors import ConfigError, DataError
 
 LANGUAGE_TASKS = ("lm", "mlm")
@@ -163,8 +164,10 @@ class DNAData(DomainData):
 
     def _read_tables(self) -> dict[str, SequenceTable]:
         if self.sources["train"] is None:
-            self.counts["synthetic"] = demo.DESCRIPTION
-            return demo.make_tables(n_train=self.demo_rows, seed=self.seed)
+            self.counts["synthetic"] = "two motifs whose orientation towards each other, not their presence, decides the class"
+            n_val = max(50, self.demo_rows // 5)
+            table = demo.make_pairing_task(self.demo_rows, n_val, n_val, seed=self.seed)
+            return {name: table.select(np.flatnonzero(table.frame["split"] == name)) for name in ("train", "val", "test")}
         tables = {
             name: read_sequences(source, **self.read_options, labels="required")
             for name, source in self.sources.items()
@@ -181,7 +184,9 @@ class DNAData(DomainData):
         for name, rows in parts.items():
             if name == "train" or name not in tables:
                 if not len(rows):
-                    raise DataError(f"no rows are left for {name} ({split.rule}); give data.{name}= a file, or a larger data.{name}_fraction")
+                    raise DataError(
+                        f"no rows are left for {name} ({split.rule}); give data.{name}= a file, or a larger data.{name}_fraction"
+                    )
                 tables[name] = everything.select(rows)
         return {name: tables[name] for name in ("train", "val", "test")}
 
@@ -218,14 +223,12 @@ class DNAData(DomainData):
         if self.task_name == "regression":
             self.labels = train.label_names
             return {name: numeric_labels(table).reshape(len(table), -1) for name, table in self.tables.items()}
-        raise ConfigError(
-            f"domain=dna has no task={self.task_name}; it has classification, multilabel, regression, lm and mlm"
-        )
+        raise ConfigError(f"domain=dna has no task={self.task_name}; it has classification, multilabel, regression, lm and mlm")
 
     def _setup_windows(self) -> None:
         if self.sources["train"] is None:
-            self.counts["synthetic"] = demo.GENOME_DESCRIPTION
-            store, names = demo.make_genome(seed=self.seed)
+            self.counts["synthetic"] = "a genome whose bases repeat those 24 before them, beyond a Markov model's reach"
+            store, names = demo.make_demo_genome(seed=self.seed)
         else:
             store = build_token_cache(fasta_files(self.sources["train"]), self.cache_dir, invalid=self.invalid)
             names = store.names
@@ -302,23 +305,38 @@ class DNAData(DomainData):
             found[name] = facts
         return found
 
-    def baselines(self) -> dict[str, Row]:
+    def baselines(self, task: Task) -> dict[str, Row]:
         if self.task_name in LANGUAGE_TASKS:
-            return self._language_baselines()
-        labels, stores = {}, {}
-        for name in ("train", "val", "test"):
-            rows = self.splits[name]
-            assert isinstance(rows, SequenceRows)
-            stores[name], labels[name] = rows.store, rows.labels
-        return baselines.sequence_baselines(self.task_name, stores, labels, n_classes=len(self.labels), seed=self.seed)
+            return self._markov_baselines()
+        rows: dict[str, SequenceRows] = {}
+        for name, split in self.splits.items():
+            assert isinstance(split, SequenceRows)
+            rows[name] = split
+        fitted = baselines.fit_baselines(
+            rows["train"].store,
+            rows["train"].labels,
+            rows["val"].store,
+            rows["val"].labels,
+            task=self.task_name,
+            n_classes=len(self.labels),
+        )
+        labels = torch.from_numpy(rows["test"].labels)
+        found: dict[str, Row] = {}
+        for baseline in fitted:
+            predicted = torch.from_numpy(baseline.predict(rows["test"].store)).float()
+            found[baseline.name] = task.score_predictions(predicted.reshape(len(labels), -1), labels)
+        return found
 
-    def _language_baselines(self) -> dict[str, Row]:
+    def _markov_baselines(self) -> dict[str, Row]:
         stores = {}
         for name in ("train", "test"):
             rows = self.splits[name]
             assert isinstance(rows, WindowRows)
             stores[name] = rows.store
-        return baselines.language_baselines(stores["train"], stores["test"])
+        bits = baselines.MarkovModel(order=9).fit(stores["train"]).bits_per_base(stores["test"])
+        best = min(bits, key=lambda order: bits[order])
+        names = {0: "base composition", 5: "Markov order 5", best: f"Markov order {best} (the best up to 9)"}
+        return {name: language_scores(bits[order]) for order, name in sorted(names.items())}
 
     def row_names(self, split: str, index: np.ndarray) -> dict[str, Sequence[Any]]:
         table = self.tables[split]
@@ -343,6 +361,11 @@ def fasta_files(source: Source) -> str | list[str]:
             raise DataError(f"{source}: no file matches this pattern")
         return found
     return source
+
+
+def language_scores(bits: float) -> Row:
+    """The metrics of a language model that needs so many bits per base."""
+    return {"bits_per_base": bits, "loss": bits * math.log(2), "perplexity": 2.0**bits}
 
 
 def padded_complement() -> list[int]:

@@ -207,7 +207,7 @@ class IntervalSequences:
         first = stores[0]
         if any(store.genome.path != first.genome.path for store in stores):
             raise DataError("intervals of different genomes cannot be joined in one table")
-        columns = [
+        chroms, starts, ends, strands = (
             np.concatenate([getattr(store, column) for store in stores]) for column in ("chroms", "starts", "ends", "strands")
-        ]
-        return cls(first.genome, *columns)
+        )
+        return cls(first.genome, chroms, starts, ends, strands)

@@ -24,15 +24,21 @@ def label_text(values: Iterable[Any]) -> NDArray[Any]:
     Returns:
         Text, object, (N,); missing values are empty.
     """
-    series = pd.Series(list(values), dtype=object)
-    text = series.where(series.notna(), "").astype(str).str.strip()
-    missing = text.str.lower().isin(_MISSING)
-    numbers = pd.to_numeric(text.where(~missing), errors="coerce").astype("float64")
-    whole = numbers.notna() & np.isfinite(numbers) & (numbers == numbers.round()) & (numbers.abs() < 2**53)
+    text = np.array(["" if value is None or value is pd.NA else str(value).strip() for value in values], dtype=object)
+    missing = np.array([cell.lower() in _MISSING for cell in text], dtype=bool)
+    text[missing] = ""
+    numbers = as_numbers(text)
+    whole = np.isfinite(numbers) & (np.abs(numbers) < 2**53)
+    whole[whole] = numbers[whole] == np.round(numbers[whole])
     if whole.any() and (whole | missing).all():
         # A column such as 0, 1, NaN reaches pandas as floats; its classes are still 0 and 1.
-        text = numbers.where(whole, 0).astype("int64").astype(str)
-    return text.where(~missing, "").to_numpy(dtype=object)
+        text[whole] = numbers[whole].astype(np.int64).astype(str)
+    return text
+
+
+def as_numbers(values: Iterable[Any]) -> NDArray[np.float64]:
+    """Texts as numbers, NaN where a text is none."""
+    return np.asarray(pd.to_numeric(pd.Series(list(values), dtype=object), errors="coerce"), dtype=np.float64)
 
 
 def check_labels_present(labels: NDArray[Any], where: Callable[[int], str], names: tuple[str, ...]) -> None:
@@ -115,7 +121,7 @@ def numeric_labels(table: SequenceTable) -> NDArray[np.float32]:
     """
     labels = _labels(table)
     columns = labels.reshape(len(labels), -1)
-    numbers = np.stack([pd.to_numeric(pd.Series(column), errors="coerce") for column in columns.T], axis=1).astype(np.float64)
+    numbers = np.stack([as_numbers(column) for column in columns.T], axis=1)
     bad = np.argwhere(~np.isfinite(numbers))
     if len(bad):
         row, column = map(int, bad[0])

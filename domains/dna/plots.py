@@ -1,11 +1,10 @@
 """DNA's own pictures in the report: bits per base beside what four letters can hold, and errors by chromosome and length."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 
-from longseq.domains.plots import RunFiles, Section, comparison, dot_chart, table
+from longseq.domains.plots import comparison, dot_chart
+from longseq.domains.sections import RunFiles, Section, table
 
 # Fewer rows than this say nothing about a group.
 FEWEST = 5
@@ -51,9 +50,11 @@ def by_chromosome(predictions: pd.DataFrame, name: str, scores: pd.Series) -> li
     groups = scores.groupby(predictions["chrom"].astype(str))
     frame = pd.DataFrame({"rows": groups.size(), "score": groups.mean()})
     frame = frame[frame["rows"] >= FEWEST].sort_index(key=lambda index: index.map(chromosome_order))
+    frame.index = pd.Index([f"{chrom}, {rows:,} rows" for chrom, rows in frame["rows"].items()])
     if len(frame) < 2:
         return []
-    return _grouped("By chromosome", name, "chromosome", frame, float(scores.mean()), f"Chromosomes with at least {FEWEST} test rows.")
+    caption = f"Chromosomes with at least {FEWEST} test rows."
+    return _grouped("By chromosome", name, "chromosome", frame, float(scores.mean()), caption)
 
 
 def chromosome_order(name: str) -> tuple[int, int, str]:
@@ -78,15 +79,16 @@ def by_length(predictions: pd.DataFrame, name: str, scores: pd.Series, n_groups:
     frame = frame[frame["rows"] >= FEWEST]
     if len(frame) < 2:
         return []
-    return _grouped("By length", name, "length", frame, float(scores.mean()), "Groups of about as many rows, from short to long.")
+    caption = "Groups of about as many rows, from short to long."
+    return _grouped("By length", name, "length", frame, float(scores.mean()), caption)
 
 
 def _grouped(title: str, name: str, group: str, frame: pd.DataFrame, mean: float, caption: str) -> list[Section]:
-    values: Mapping[str, float] = {str(key): float(value) for key, value in frame["score"].items() if np.isfinite(value)}
+    known = frame[np.isfinite(frame["score"])]
+    values = {str(key): float(value) for key, value in known["score"].items()}
     # A draft assembly has hundreds of scaffolds; a table holds them all.
     if len(values) > 40:
-        rows = [[key, int(frame.loc[key, "rows"]), float(frame.loc[key, "score"])] for key in frame.index]
-        return [Section(title, html=table([group, "rows", name], rows, label=title), caption=caption)]
+        return [Section(title, html=table([group, name], list(values.items()), label=title), caption=caption)]
     figure = dot_chart(values, name, reference=("all test rows", mean))
     text = ", ".join(f"{key} {value:.3f}" for key, value in values.items())
     return [Section(title, figure=figure, caption=caption, alt=f"{name} {title.lower()}: {text}")]

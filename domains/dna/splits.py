@@ -94,9 +94,10 @@ def split_by_chromosome(table: SequenceTable, val_chroms: Iterable[str], test_ch
     frame = interval_names(table.frame)
     if "chrom" not in frame:
         raise DataError(f"{_path(table)}: no chrom column to split by; found {[str(column) for column in frame.columns]}")
-    known = [str(name) for name in pd.unique(frame["chrom"])]
+    chroms = frame["chrom"].astype(str).to_numpy(dtype=object)
+    known = list(dict.fromkeys(chroms))
     held_out = _held_out(val_chroms, test_chroms, known, str(_path(table)))
-    part = frame["chrom"].astype(str).map(held_out).fillna("train")
+    part = np.array([held_out.get(name, "train") for name in chroms], dtype=object)
     rows = {name: np.flatnonzero(part == name) for name in ("train", "val", "test")}
     return _checked(table, rows["train"], rows["val"], rows["test"], _chromosome_rule(held_out))
 

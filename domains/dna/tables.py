@@ -73,12 +73,12 @@ def _read_text(path: Path, header: bool) -> tuple[pd.DataFrame, NDArray[np.int64
         raise DataError(f"{path}: not UTF-8 text ({error}); convert it, e.g. with iconv -t UTF-8") from error
     if not header:
         frame.columns = pd.Index([str(i + 1) for i in range(frame.shape[1])])
-    frame = frame.fillna("")
+    frame = pd.DataFrame(frame.fillna(""))
     lines = np.arange(len(frame)) + (2 if header else 1)
     blank = (frame == "").all(axis=1).to_numpy()
     # One empty cell in a table of one column is a blank line as well; both kinds are only skipped at the end.
     if blank.any() and (frame.shape[1] > 1 or blank[int(np.argmax(blank)) :].all()):
-        frame, lines = frame[~blank].reset_index(drop=True), lines[~blank]
+        frame, lines = frame.loc[~blank].reset_index(drop=True), lines[~blank]
     return frame, lines
 
 

@@ -57,7 +57,7 @@ class GRU(Mixer):
 
     def init_state(self, batch_size: int) -> State:
         """h before the first position: zeros (B, D)."""
-        weight = self.gru.weight_hh_l0
+        weight = self.gru.all_weights[0][0]
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         return torch.zeros(batch_size, self.gru.hidden_size, dtype=dtype, device=weight.device)
 
@@ -81,12 +81,16 @@ class GRU(Mixer):
         return y_BLD, h_1BD.squeeze(0)
 
     def _traceable(self, x_BLD: Tensor, h_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """The same as a scan node, which has one body for any length; `nn.GRU` would be unrolled at the example's."""
+        """The same as a scan node, which has one body for any length; `nn.GRU` would be unrolled at the example's.
+
+        The exported graph is for inference: a scan that recorded gradients would bring its backward pass along.
+        """
         from torch._higher_order_ops.scan import scan
 
-        bias_ih, bias_hh = (self.gru.bias_ih_l0, self.gru.bias_hh_l0) if self.gru.bias else (None, None)
-        weight_hh = self.gru.weight_hh_l0
-        gates_BLG = F.linear(x_BLD, self.gru.weight_ih_l0, bias_ih)
+        weight_ih, weight_hh, *biases = (weight.detach() for weight in self.gru.all_weights[0])
+        x_BLD, h_BD = x_BLD.detach(), h_BD.detach()
+        bias_ih, bias_hh = biases if biases else (None, None)
+        gates_BLG = F.linear(x_BLD, weight_ih, bias_ih)
 
         def cell(h_BD: Tensor, gates_BG: Tensor) -> tuple[Tensor, Tensor]:
             reset_in, update_in, new_in = gates_BG.chunk(3, dim=-1)

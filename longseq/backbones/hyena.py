@@ -7,12 +7,15 @@ shared frequency, and `filter.deltas` and `filter.bias` are `filter_fn.modulatio
 
 import contextlib
 import math
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longseq.backbone import Mixer, State, zero_padding
+from longseq.layers.compaction import Compaction
 from longseq.layers.marks import mark_all
 from longseq.layers.segments import find_segments, pack, segment_mask, unpack
 from longseq.ops.causal_conv1d import causal_conv1d
@@ -96,7 +99,7 @@ class HyenaFilter(nn.Module):
         lag_L1 = torch.arange(start, stop, device=device, dtype=self.dtype)[:, None]
         t_L1 = lag_L1 / max(1, self.max_length - 1)
         # Under autocast the network would run in half precision, and a filter is as exact as its inputs are.
-        with contextlib.nullcontext() if torch.compiler.is_exporting() else torch.autocast(device.type, enabled=False):
+        with _without_autocast(device):
             h_LD = self.embed(lag_L1, t_L1)
             freq = self.freq.to(self.dtype)
             for layer in self.layers:
@@ -117,7 +120,7 @@ class HyenaFilter(nn.Module):
     summary="long convolutions with implicit filters between data-dependent gates",
     paper="https://arxiv.org/abs/2302.10866",
     cost="O(L log L)",
-    state="(order - 1) x d_model x positions seen, up to max_length",
+    state="(order - 1) x d_model x positions seen, up to max_length, and as much once for the kernel",
     mlp="gelu_tanh",
 )
 class HyenaMixer(Mixer):
@@ -132,7 +135,7 @@ class HyenaMixer(Mixer):
         n_layers: of the network it stands in; the output projection starts smaller in a deep one.
         max_length: the longest sequence, in positions (the published `l_max`). The filters' time is measured against it:
             weights trained with one max_length mean something else with another.
-        order: gates; the filters number one less.
+        order: gates, as the authors' code counts; the filters number one less.
         filter_order: width of the filter's network.
         emb_dim: features of the lag that it sees.
         num_inner_mlps: its hidden layers after the first.
@@ -152,6 +155,7 @@ class HyenaMixer(Mixer):
     """
 
     state_grows = True
+    max_length: int
 
     def __init__(
         self,
@@ -172,7 +176,11 @@ class HyenaMixer(Mixer):
         implementation: str = "auto",
     ) -> None:
         super().__init__()
-        for name, value, least in (("max_length", max_length, 1), ("order", order, 2), ("short_filter_order", short_filter_order, 1)):
+        for name, value, least in (
+            ("max_length", max_length, 1),
+            ("order", order, 2),
+            ("short_filter_order", short_filter_order, 1),
+        ):
             if value < least:
                 raise ValueError(f"hyena: {name} must be at least {least}, found {value}")
         self.d_model = d_model
@@ -219,28 +227,26 @@ class HyenaMixer(Mixer):
     def init_state(self, batch_size: int) -> State:
         """Nothing seen and no kernel computed.
 
-        The kernel is part of the state, oldest lag first, and grows with it, so that steps without gradients compute each
-        lag once. All rows share one copy; the leading dimension is the batch's by expansion.
+        The kernel is part of the state, oldest lag first, and grows with it, so that steps compute each lag once: a state
+        belongs to the parameters that made it. All rows share one copy; the batch dimension is an expansion.
         """
-        device, dtype = self.filter.freq.device, self.filter.dtype
-        channels = (self.order - 1) * self.d_model
-        empty_C = torch.zeros(1, 0, channels, device=device, dtype=dtype)
+        zeros = partial(torch.zeros, device=self.filter.freq.device, dtype=self.filter.dtype)
         return {
-            "short": torch.zeros(
-                batch_size, self.short_filter.kernel_size[0] - 1, (self.order + 1) * self.d_model, device=device, dtype=dtype
-            ),
-            "past": torch.zeros(batch_size, 0, self.order - 1, self.d_model, device=device, dtype=dtype),
-            "kernel": empty_C.expand(batch_size, -1, -1),
+            "short": zeros(batch_size, self.short_filter.kernel_size[0] - 1, (self.order + 1) * self.d_model),
+            "past": zeros(batch_size, 0, self.order - 1, self.d_model),
+            "kernel": zeros(batch_size, 0, (self.order - 1) * self.d_model),
         }
 
     def forward_chunk(self, x_BLD: Tensor, state: State, mask_BL: Tensor | None = None) -> tuple[Tensor, State]:
         if mask_BL is None:
             return self._continue(x_BLD, state, None)
         # Lags count real positions: padding may not stand between a row's past and its next position, nor stay in its past.
-        before_B, after_B = _padding_B(mask_BL)
-        y_BLD, state = self._continue(_shift(x_BLD, -before_B), state, _shift(mask_BL, -before_B))
-        padding_B = torch.where(mask_BL.any(dim=1), before_B + after_B, mask_BL.shape[1])
-        return _shift(y_BLD, before_B), {**state, "past": _shift(state["past"], padding_B)}
+        compaction = Compaction(mask_BL)
+        n_real_B1 = compaction.count_B[:, None]
+        front_BL = torch.arange(mask_BL.shape[1], device=mask_BL.device) < n_real_B1
+        y_BLD, state = self._continue(compaction.to_front(x_BLD), state, front_BL)
+        past = _move_to_end(state["past"], mask_BL.shape[1] - n_real_B1)
+        return compaction.to_place(y_BLD), {**state, "past": past}
 
     def _continue(self, x_BLD: Tensor, state: State, mask_BL: Tensor | None) -> tuple[Tensor, State]:
         past = state["past"]
@@ -269,9 +275,7 @@ class HyenaMixer(Mixer):
         past = torch.cat([past, torch.stack(new, dim=1).unsqueeze(1)], dim=1)
         return self.out_proj(y_BD), {"short": short, "past": past, "kernel": kernel_CD.expand(x_BD.shape[0], -1, -1)}
 
-    def _project(
-        self, x_BLD: Tensor, mask_BL: Tensor | None, short_BKD: Tensor | None
-    ) -> tuple[list[Tensor], Tensor, Tensor]:
+    def _project(self, x_BLD: Tensor, mask_BL: Tensor | None, short_BKD: Tensor | None) -> tuple[list[Tensor], Tensor, Tensor]:
         """The gates, the value, and the short convolution's state; at padding all are zero, whatever the biases are."""
         wide_BLD, short_BKD = causal_conv1d(
             self.in_proj(zero_padding(x_BLD, mask_BL)),
@@ -310,8 +314,10 @@ class HyenaMixer(Mixer):
         return self.filter.bias.to(self.filter.dtype).view(self.d_model, self.order - 1).T
 
     def _check_length(self, n_positions: int) -> None:
-        # A traced length is a symbol: comparing it would fix which side of the limit it is on.
-        if not torch.compiler.is_exporting() and n_positions > self.max_length:
+        # An exported length is a symbol: comparing it would fix which side of the limit it is on. (Inside torch.compile
+        # `is_exporting()` is always True, so that alone would switch the check off there.)
+        exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+        if not exporting and n_positions > self.max_length:
             raise ValueError(
                 f"hyena: {n_positions} positions are more than max_length={self.max_length}, which its filters are "
                 "measured against: build the backbone with a larger max_length, crop, or start from a new state"
@@ -322,7 +328,7 @@ class HyenaMixer(Mixer):
 
         A kernel without gradients in front of a filter that wants them comes from a detached state or from before a
         training step: it is computed again, so that truncated back-propagation trains the filter too. It grows by
-        doubling, so that steps compute each lag once or twice in all.
+        doubling, so that steps compute each lag once.
         """
         trains = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.filter.parameters())
         if trains and not kernel_CD.requires_grad:
@@ -335,19 +341,15 @@ class HyenaMixer(Mixer):
         return torch.cat([new_CD.flip(0), kernel_CD])
 
 
-def _padding_B(mask_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """How many padded positions stand before each row's first real one, and after its last."""
-    length = mask_BL.shape[1]
-    place_L = torch.arange(length, device=mask_BL.device)
-    before_B = torch.where(mask_BL, place_L, length).amin(dim=1)
-    after_B = length - torch.where(mask_BL, place_L + 1, 0).amax(dim=1)
-    return before_B, after_B
+def _move_to_end(past_BMOD: Tensor, by_B1: Tensor) -> Tensor:
+    """Moves each row towards its end by its own number of positions, with zeros in front."""
+    source_BM = torch.arange(past_BMOD.shape[1], device=past_BMOD.device) - by_B1
+    index_BMOD = source_BM.clamp(min=0)[:, :, None, None].expand_as(past_BMOD)
+    return past_BMOD.gather(1, index_BMOD).masked_fill((source_BM < 0)[:, :, None, None], 0.0)
 
 
-def _shift(x_BLD: Tensor, by_B: Tensor) -> Tensor:
-    """Moves each row towards its end by its own number of positions, with zeros (or False) in the places left."""
-    source_BL = torch.arange(x_BLD.shape[1], device=x_BLD.device) - by_B[:, None]
-    outside_BL = (source_BL < 0) | (source_BL >= x_BLD.shape[1])
-    shape = (*source_BL.shape, *[1] * (x_BLD.ndim - 2))
-    index_BLD = source_BL.masked_fill(outside_BL, 0).view(shape).expand_as(x_BLD)
-    return x_BLD.gather(1, index_BLD).masked_fill(outside_BL.view(shape), 0)
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Full precision where autocast would lower it; nothing otherwise, so that exported graphs hold no such region."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)

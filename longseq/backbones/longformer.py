@@ -107,7 +107,7 @@ class Longformer(Mixer):
             max_global = self.n_global if segment_ids_BL is None else None
         position_L = torch.arange(x_BLD.shape[1], device=x_BLD.device)
         q_BLHP, k_BLHP, v_BLHP = self._project(x_BLD, position_L, self.query, self.key, self.value)
-        rows = (None, None, None)
+        rows: tuple[Tensor | None, ...] = (None, None, None)
         if global_mask_BL is not None:
             rows = self._project(x_BLD, position_L, self.query_global, self.key_global, self.value_global)
         y_BLHP = window_attention(

@@ -130,6 +130,9 @@ class Reordered(Mixer):
     Paper: Mamba-ND, https://arxiv.org/abs/2402.05892, section 3.2.
     """
 
+    permutation: Tensor
+    inverse: Tensor
+
     def __init__(self, mixer: Mixer, order: str, grid: Sequence[int], n_prefix: int = 0) -> None:
         super().__init__()
         self.mixer = mixer
@@ -138,8 +141,8 @@ class Reordered(Mixer):
         prefix_L = torch.arange(n_prefix)
         order_L = torch.cat((prefix_L, scan_order(order, self.grid) + n_prefix))
         # Both follow from the options, so a checkpoint need not hold them.
-        self.register_buffer("order_L", order_L, persistent=False)
-        self.register_buffer("inverse_L", inverse_order(order_L), persistent=False)
+        self.register_buffer("permutation", order_L, persistent=False)
+        self.register_buffer("inverse", inverse_order(order_L), persistent=False)
         in_place = bool((order_L[1:] > order_L[:-1]).all())
         self.causal = mixer.causal and in_place
         self.can_step = mixer.can_step and in_place
@@ -147,14 +150,14 @@ class Reordered(Mixer):
         self.max_length = mixer.max_length
 
     def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None, segment_ids_BL: Tensor | None = None) -> Tensor:
-        if x_BLD.shape[1] != self.order_L.shape[0]:
+        if x_BLD.shape[1] != self.permutation.shape[0]:
             cells = " x ".join(str(size) for size in self.grid)
             raise ValueError(
-                f"scan order {self.order!r}: a grid of {cells} has {self.order_L.shape[0]} positions with its prefix, "
+                f"scan order {self.order!r}: a grid of {cells} has {self.permutation.shape[0]} positions with its prefix, "
                 f"found a sequence of {x_BLD.shape[1]}; set grid to the input's sizes"
             )
-        mask_BL, segment_ids_BL = (None if x is None else x[:, self.order_L] for x in (mask_BL, segment_ids_BL))
-        return self.mixer(x_BLD[:, self.order_L], mask_BL, segment_ids_BL)[:, self.inverse_L]
+        mask_BL, segment_ids_BL = (None if x is None else x[:, self.permutation] for x in (mask_BL, segment_ids_BL))
+        return self.mixer(x_BLD[:, self.permutation], mask_BL, segment_ids_BL)[:, self.inverse]
 
     def init_state(self, batch_size: int) -> State:
         if not self.can_step:

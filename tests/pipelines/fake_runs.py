@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-MONITORS = {"classification": ("mcc", "max"), "multilabel": ("auroc", "max"), "regression": ("mse", "min"), "lm": ("loss", "min")}
+MONITORS = {
+    "classification": ("mcc", "max"),
+    "multilabel": ("auroc", "max"),
+    "regression": ("mse", "min"),
+    "lm": ("loss", "min"),
+}
 
 
 def write_run(
@@ -25,7 +30,9 @@ def write_run(
     """Writes config.yaml, metrics.json, metrics.csv and, if there are any, predictions.csv."""
     monitor, mode = MONITORS[task]
     folder.mkdir(parents=True, exist_ok=True)
-    config = f"domain: dna\nplots: longseq.domains.dna.plots\nseed: 7\ntask:\n  name: {task}\n  monitor: {monitor}\n  mode: {mode}\n"
+    config = (
+        f"domain: dna\nplots: longseq.domains.dna.plots\nseed: 7\ntask:\n  name: {task}\n  monitor: {monitor}\n  mode: {mode}\n"
+    )
     config += "backbone:\n  name: hyena\n  d_model: 128\n  n_layers: 4\noptimizer:\n  name: adamw\n  lr: 0.001\n"
     (folder / "config.yaml").write_text(config)
     metrics: dict[str, Any] = {

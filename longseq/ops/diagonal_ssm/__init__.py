@@ -3,19 +3,21 @@
 import importlib
 import importlib.util
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from longseq.ops.diagonal_ssm.chunked import diagonal_ssm_chunked
-from longseq.ops.diagonal_ssm.discretize import DISCRETIZATIONS, discretize, kernel_taps, multiply
+from longseq.ops.diagonal_ssm.discretize import Discretization, discretize, kernel_taps, multiply
 from longseq.ops.diagonal_ssm.reference import diagonal_ssm_reference
 
-__all__ = ["diagonal_ssm", "diagonal_ssm_kernel", "diagonal_ssm_step"]
+__all__ = ["Discretization", "Implementation", "diagonal_ssm", "diagonal_ssm_kernel", "diagonal_ssm_step"]
 
-_IMPLEMENTATIONS = ("auto", "reference", "chunked", "triton")
+Implementation = Literal["auto", "reference", "chunked", "triton"]
 _TRITON_MODULE = "longseq.ops.diagonal_ssm.triton"
+# Looked up once: searching the path costs more than launching a kernel, and a compiler cannot trace it.
+_HAS_TRITON = all(importlib.util.find_spec(name) is not None for name in (_TRITON_MODULE, "triton"))
 
 
 def diagonal_ssm(
@@ -27,13 +29,13 @@ def diagonal_ssm(
     B_DN2: Tensor | None = None,
     D_D: Tensor | None = None,
     *,
-    discretization: str = "zoh",
+    discretization: Discretization = "zoh",
     initial_state_BDN2: Tensor | None = None,
     mask_BL: Tensor | None = None,
     segment_ids_BL: Tensor | None = None,
     reverse: bool = False,
     chunk_size: int = 64,
-    implementation: str = "auto",
+    implementation: Implementation = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Linear recurrence with a diagonal complex transition, sampled from a continuous state-space model.
 
@@ -106,7 +108,7 @@ def diagonal_ssm_step(
     B_DN2: Tensor | None = None,
     D_D: Tensor | None = None,
     *,
-    discretization: str = "zoh",
+    discretization: Discretization = "zoh",
     state_BDN2: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """One position of `diagonal_ssm`: the same arguments without the length, and the state to continue from.
@@ -138,7 +140,7 @@ def diagonal_ssm_kernel(
     length: int,
     B_DN2: Tensor | None = None,
     *,
-    discretization: str = "zoh",
+    discretization: Discretization = "zoh",
 ) -> Tensor:
     """The convolution kernel of `diagonal_ssm`: `y = K * x + D x` from a zero state.
 
@@ -176,20 +178,16 @@ def diagonal_ssm_kernel(
 
 def _choose(implementation: str, x_BLD: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
     """The one place where an implementation is picked."""
-    if implementation not in _IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r}: expected one of {', '.join(_IMPLEMENTATIONS)}")
+    if implementation not in get_args(Implementation):
+        raise ValueError(f"implementation={implementation!r}: expected one of {', '.join(get_args(Implementation))}")
     if implementation == "reference":
         return diagonal_ssm_reference
     if implementation == "triton":
-        if not _has_triton():
+        if not _HAS_TRITON:
             raise ValueError("implementation='triton': not available for diagonal_ssm; use 'auto' or 'chunked'")
         return _triton()
     on_gpu = x_BLD.device.type == "cuda" and x_BLD.dtype != torch.float64 and not torch.compiler.is_exporting()
-    return _triton() if implementation == "auto" and on_gpu and _has_triton() else diagonal_ssm_chunked
-
-
-def _has_triton() -> bool:
-    return importlib.util.find_spec(_TRITON_MODULE) is not None and importlib.util.find_spec("triton") is not None
+    return _triton() if implementation == "auto" and on_gpu and _HAS_TRITON else diagonal_ssm_chunked
 
 
 def _triton() -> Callable[..., tuple[Tensor, Tensor]]:
@@ -198,8 +196,8 @@ def _triton() -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def _check_discretization(discretization: str) -> None:
-    if discretization not in DISCRETIZATIONS:
-        raise ValueError(f"discretization={discretization!r}: expected one of {', '.join(DISCRETIZATIONS)}")
+    if discretization not in get_args(Discretization):
+        raise ValueError(f"discretization={discretization!r}: expected one of {', '.join(get_args(Discretization))}")
 
 
 def _check_parameters(

@@ -71,7 +71,7 @@ class _Chunks(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Any,
         x_BLD: Tensor,
         taps_DT: Tensor,
         out_DTM: Tensor,
@@ -80,7 +80,7 @@ class _Chunks(torch.autograd.Function):
         initial_BDM: Tensor,
         fresh_Bc: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        n_batch, length, width = x_BLD.shape
+        n_batch, length, _ = x_BLD.shape
         x_DRT = _to_rows(x_BLD, taps_DT.shape[1], taps_DT.dtype)
         made_DBcM = torch.bmm(x_DRT, in_DMT.transpose(1, 2)).unflatten(1, (n_batch, -1))
         states_DBcM = _scan(made_DBcM, step, initial_BDM.transpose(0, 1), fresh_Bc)
@@ -92,7 +92,7 @@ class _Chunks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy_BLD: Tensor, dstates_DBcM: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy_BLD: Tensor, dstates_DBcM: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x_BLD, taps_DT, out_DTM, in_DMT, step, states_DBcM, fresh_Bc = ctx.saved_tensors
         n_batch, length = x_BLD.shape[:2]
         size = taps_DT.shape[1]

@@ -5,12 +5,12 @@ complex values as a last dimension of (real, imaginary).
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-DISCRETIZATIONS = ("zoh", "bilinear")
+Discretization = Literal["zoh", "bilinear"]
 
 
 class Poles(NamedTuple):

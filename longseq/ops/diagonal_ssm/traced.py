@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from longseq.ops.chunks import from_chunks, to_chunks
 from longseq.ops.diagonal_ssm.blocks import ChunkOperators, is_dense, toeplitz
-from longseq.ops.diagonal_ssm.discretize import multiply
 
-# Doublings when the number of chunks is symbolic: enough for 2^24 of them.
-SYMBOLIC_LEVELS = 24
+# Doublings when the number of chunks is symbolic: enough for 2^17 of them, 33 million
+# positions. Export fails, and does not give a wrong graph, if more are asked for.
+SYMBOLIC_LEVELS = 17
 
 
 def run_chunks_traced(
@@ -73,22 +73,29 @@ def _scan_doubling(made_DBcM: Tensor, step: Tensor, initial_DBM: Tensor, kept_Bc
     """All states by doubling: after k rounds each holds what the last 2^k chunks made."""
     states_DBcM = torch.cat([initial_DBM.unsqueeze(2), made_DBcM], dim=2)
     n_states = states_DBcM.shape[2]
-    levels = math.ceil(math.log2(n_states)) if isinstance(n_states, int) else SYMBOLIC_LEVELS
-    place_c = torch.arange(n_states, device=states_DBcM.device)
+    symbolic = not isinstance(n_states, int)
+    if symbolic:
+        torch._check(n_states <= 2**SYMBOLIC_LEVELS)
+    # A complex transition as 2 x 2 matrices: one small product each for moving and for squaring keeps the graph short.
+    dense = is_dense(step, made_DBcM.shape[-1])
+    matrix = step[:, None, None] if dense else _rotations(step)[:, None, None]
+    states = states_DBcM if dense else states_DBcM.unflatten(-1, (-1, 2))
+    place_c = torch.arange(n_states, device=states.device)
     # The factor of state c + 1 belongs to chunk c; the initial state has nothing before it.
-    kept_Bc1 = None if kept_Bc is None else F.pad(kept_Bc.to(made_DBcM.dtype), (1, 0), value=1.0).unsqueeze(-1)
-    for level in range(levels):
+    kept_Bc = None if kept_Bc is None else F.pad(kept_Bc.to(states.dtype), (1, 0), value=1.0)
+    for level in range(SYMBOLIC_LEVELS if symbolic else math.ceil(math.log2(n_states))):
         before_c = (place_c - 2**level).clamp(min=0)
-        moved_DBcM = _advance(states_DBcM[:, :, before_c], step) * (place_c >= 2**level).to(step.dtype).unsqueeze(-1)
-        if kept_Bc1 is not None:
-            moved_DBcM = moved_DBcM * kept_Bc1
-            kept_Bc1 = kept_Bc1 * kept_Bc1[:, before_c]
-        states_DBcM = states_DBcM + moved_DBcM
-        step = step @ step if is_dense(step, made_DBcM.shape[-1]) else multiply(step, step)
-    return states_DBcM
+        moved = (matrix * states[:, :, before_c].unsqueeze(-2)).sum(-1)
+        factor_Bc = (place_c >= 2**level).to(states.dtype).unsqueeze(0)
+        if kept_Bc is not None:
+            factor_Bc = factor_Bc * kept_Bc
+            kept_Bc = kept_Bc * kept_Bc[:, before_c]
+        states = states + moved * factor_Bc[(...,) + (None,) * (states.ndim - 3)]
+        matrix = matrix @ matrix
+    return states if dense else states.flatten(-2)
 
 
-def _advance(states_DBcM: Tensor, step: Tensor) -> Tensor:
-    if is_dense(step, states_DBcM.shape[-1]):
-        return (step[:, None, None] @ states_DBcM.unsqueeze(-1)).squeeze(-1)
-    return multiply(states_DBcM.unflatten(-1, (-1, 2)), step[:, None, None]).flatten(-2)
+def _rotations(z_DN2: Tensor) -> Tensor:
+    """(D, N, 2, 2): the real matrices that multiply (real, imaginary) by z."""
+    real, imag = z_DN2[..., 0], z_DN2[..., 1]
+    return torch.stack([torch.stack([real, -imag], dim=-1), torch.stack([imag, real], dim=-1)], dim=-2)

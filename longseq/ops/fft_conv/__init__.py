@@ -18,7 +18,8 @@ _IMPLEMENTATIONS = ("auto", "reference", "chunked", "triton")
 _TRITON_MODULE = "longseq.ops.fft_conv.triton"
 # Looked up once: searching the path costs more than launching a kernel, and a compiler cannot trace it.
 _HAS_TRITON = all(importlib.util.find_spec(name) is not None for name in (_TRITON_MODULE, "triton"))
-# Up to this many taps the sum over lags is faster than the FFT (measured on a CPU: even between 6 and 8, for 16 x 1,024 and 1 x 32,768).
+# Up to this many taps the sum over lags is faster, forward and backward: on a CPU it loses to the FFT from 8 taps on for
+# 16 x 1,024 x 64, and from 16 on for 1 x 32,768 x 128.
 _SHORT_KERNEL = 6
 
 
@@ -58,8 +59,8 @@ def fft_conv(
 
     Cost: O(B D n log n) time for n about M + 2 L; backward keeps the inputs only, and transforms them again.
 
-    Paper: Hyena Hierarchy, https://arxiv.org/abs/2302.10866, section 3.1 and equation 6 (one step of the recurrence). The
-    authors' code pads to 2 L and keeps all spectra; here n is the next fast length that leaves the wanted outputs whole.
+    Paper: Hyena Hierarchy, https://arxiv.org/abs/2302.10866, definition 3.1 (one step of its recurrence). The authors'
+    code pads to 2 L and keeps all spectra; here n is the next fast length that leaves the wanted outputs whole.
     """
     _check(u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
     run = _choose(implementation, u_BLD, k_DK, history_BMD)
@@ -71,25 +72,31 @@ def _choose(implementation: str, u_BLD: Tensor, k_DK: Tensor, history_BMD: Tenso
     if implementation not in _IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r}: expected one of {', '.join(_IMPLEMENTATIONS)}")
     if implementation == "triton":
-        return _triton().fft_conv_triton
+        return _triton(u_BLD).fft_conv_triton
     if implementation == "reference":
         return fft_conv_reference
     # Exporters see ordinary operators; torch.compile and eager see one operator that saves memory.
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if _is_exporting():
         return fft_conv_traceable
     if implementation == "auto" and isinstance(k_DK.shape[1], int) and k_DK.shape[1] <= _SHORT_KERNEL:
         return fft_conv_reference
     if implementation == "auto" and u_BLD.is_cuda and _HAS_TRITON:
-        module = _triton()
+        module = _triton(u_BLD)
         if module.supports(u_BLD, k_DK, history_BMD):
             return module.fft_conv_triton
     return fft_conv_chunked
 
 
-def _triton() -> Any:
+def _is_exporting() -> bool:
+    # Inside torch.compile `is_exporting()` is always True (torch 2.11): the compiler does not know what it traces for.
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+
+
+def _triton(u_BLD: Tensor) -> Any:
     """The module of the GPU kernel: `fft_conv_triton` with the arguments of the other forms, and `supports`."""
-    if not _HAS_TRITON:
-        raise ValueError("implementation='triton': not available for fft_conv; use 'auto' or 'chunked'")
+    if not _HAS_TRITON or not u_BLD.is_cuda:
+        found = f"tensors on {u_BLD.device}" if _HAS_TRITON else "no such kernel in this installation"
+        raise ValueError(f"implementation='triton': needs triton and a CUDA device, found {found}; use 'auto' or 'chunked'")
     return importlib.import_module(_TRITON_MODULE)
 
 

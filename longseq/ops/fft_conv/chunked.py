@@ -42,19 +42,19 @@ def fast_length(n: int) -> int:
 
 
 class _Signals(NamedTuple):
-    """The operator's inputs, or their gradients; for a group of channels, g stands for D."""
+    """The operator's inputs (B, L, D), (D, K), (D,) and (B, M, D), or their gradients; of all channels, or of a group."""
 
-    u_BLD: Tensor
-    k_DK: Tensor
-    bias_D: Tensor | None
-    pre_gate_BLD: Tensor | None
-    post_gate_BLD: Tensor | None
-    history_BMD: Tensor | None
+    u: Tensor
+    k: Tensor
+    bias: Tensor | None
+    pre_gate: Tensor | None
+    post_gate: Tensor | None
+    history: Tensor | None
 
     def group(self, channels: slice) -> "_Signals":
         """Views of some channels."""
-        u_BLg, k_gK = self.u_BLD[..., channels], self.k_DK[channels]
-        return _Signals(u_BLg, k_gK, *(None if x is None else x[..., channels] for x in self[2:]))
+        rest = (None if x is None else x[..., channels] for x in self[2:])
+        return _Signals(self.u[..., channels], self.k[channels], *rest)
 
 
 class _Plan:
@@ -118,9 +118,9 @@ def _forward(
     y_BLD = u_BLD.new_empty(u_BLD.shape)
     for channels in plan.groups():
         part = inputs.group(channels)
-        v_BLg = plan.gated(part.u_BLD, part.pre_gate_BLD)
-        spectrum_BgF = plan.spectrum(v_BLg, part.history_BMD).mul_(plan.kernel_spectrum(part.k_DK))
-        y_BLD[..., channels] = plan.gated(plan.convolve(spectrum_BgF, v_BLg, part.bias_D), part.post_gate_BLD)
+        v_BLg = plan.gated(part.u, part.pre_gate)
+        spectrum_BgF = plan.spectrum(v_BLg, part.history).mul_(plan.kernel_spectrum(part.k))
+        y_BLD[..., channels] = plan.gated(plan.convolve(spectrum_BgF, v_BLg, part.bias), part.post_gate)
     return y_BLD
 
 
@@ -156,17 +156,17 @@ def _backward(
     gradients = _allocate(inputs, need_input, need_kernel, need_bias, need_post_gate)
     for channels in plan.groups():
         part, out = inputs.group(channels), gradients.group(channels)
-        dy_BLg, v_BLg = dy_BLD[..., channels], plan.gated(part.u_BLD, part.pre_gate_BLD)
-        g_BLg = plan.gated(dy_BLg, part.post_gate_BLD)
-        x_BgF, k_gF = plan.spectrum(v_BLg, part.history_BMD), plan.kernel_spectrum(part.k_DK)
-        if out.post_gate_BLD is not None:
-            out.post_gate_BLD.copy_(plan.convolve(x_BgF * k_gF, v_BLg, part.bias_D).mul_(dy_BLg))
-        if out.bias_D is not None:
-            out.bias_D.copy_((g_BLg * v_BLg).sum(dim=(0, 1)))
+        dy_BLg, v_BLg = dy_BLD[..., channels], plan.gated(part.u, part.pre_gate)
+        g_BLg = plan.gated(dy_BLg, part.post_gate)
+        x_BgF, k_gF = plan.spectrum(v_BLg, part.history), plan.kernel_spectrum(part.k)
+        if out.post_gate is not None:
+            out.post_gate.copy_(plan.convolve(x_BgF * k_gF, v_BLg, part.bias).mul_(dy_BLg))
+        if out.bias is not None:
+            out.bias.copy_((g_BLg * v_BLg).sum(dim=(0, 1)))
         g_BgF = plan.spectrum(g_BLg)
         if need_kernel:
             dk_gF = torch.linalg.vecdot(x_BgF, g_BgF, dim=0)
-            out.k_DK[:, : plan.taps] = torch.fft.irfft(dk_gF, n=plan.n)[:, : plan.taps]
+            out.k[:, : plan.taps] = torch.fft.irfft(dk_gF, n=plan.n)[:, : plan.taps]
         if need_input:
             _input_gradients(plan, part, out, plan.signal(g_BgF.mul_(k_gF.conj_physical_())), g_BLg)
     return _no_none(gradients)
@@ -175,13 +175,13 @@ def _backward(
 def _input_gradients(plan: _Plan, part: _Signals, out: _Signals, dx_BSg: Tensor, g_BLg: Tensor) -> None:
     """Writes the gradients of u, the pre gate and the history, from that of the history and v through the sum."""
     dv_BLg = dx_BSg[:, plan.past :]
-    if part.bias_D is not None:
-        dv_BLg.addcmul_(part.bias_D.to(plan.dtype), g_BLg)
-    if out.history_BMD is not None:
-        out.history_BMD[:, plan.forgotten :] = dx_BSg[:, : plan.past]
-    out.u_BLD.copy_(plan.gated(dv_BLg, part.pre_gate_BLD))
-    if out.pre_gate_BLD is not None:
-        out.pre_gate_BLD.copy_(dv_BLg.mul_(part.u_BLD))
+    if part.bias is not None:
+        dv_BLg.addcmul_(part.bias.to(plan.dtype), g_BLg)
+    if out.history is not None:
+        out.history[:, plan.forgotten :] = dx_BSg[:, : plan.past]
+    out.u.copy_(plan.gated(dv_BLg, part.pre_gate))
+    if out.pre_gate is not None:
+        out.pre_gate.copy_(dv_BLg.mul_(part.u))
 
 
 def _allocate(inputs: _Signals, need_input: bool, need_kernel: bool, need_bias: bool, need_post_gate: bool) -> _Signals:

@@ -15,9 +15,40 @@ _ROUNDS = 20
 
 
 def scan_traceable(
+    x_BLD: Tensor,
+    dt_BLD: Tensor,
+    A_ND: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    D_D: Tensor | None,
+    z_BLD: Tensor | None,
+    dt_bias_D: Tensor | None,
+    mask_BL: Tensor | None,
+    keep_BL: Tensor | None,
+    h0_BND: Tensor,
+    dt_softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    """The scan of `longseq.ops.selective_scan.chunked`, on inputs that are zero where masked; differentiable."""
+    dtype = A_ND.dtype
+    x_BLD, dt_BLD, B_BLN, C_BLN = (v.to(dtype) for v in (x_BLD, dt_BLD, B_BLN, C_BLN))
+    if dt_bias_D is not None:
+        dt_BLD = dt_BLD + dt_bias_D.to(dtype)
+    if dt_softplus:
+        dt_BLD = F.softplus(dt_BLD)
+    if mask_BL is not None:
+        dt_BLD = dt_BLD.masked_fill(~mask_BL.unsqueeze(-1), 0.0)
+    y_BLD, state_BND = _recurrence(x_BLD, dt_BLD, A_ND, B_BLN, C_BLN, keep_BL, h0_BND)
+    if D_D is not None:
+        y_BLD = y_BLD + D_D.to(dtype) * x_BLD
+    if z_BLD is not None:
+        y_BLD = y_BLD * F.silu(z_BLD.to(dtype))
+    return y_BLD, state_BND
+
+
+def _recurrence(
     x_BLD: Tensor, dt_BLD: Tensor, A_ND: Tensor, B_BLN: Tensor, C_BLN: Tensor, keep_BL: Tensor | None, h0_BND: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Outputs and last state of h_t = keep_t exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t h_t; differentiable.
+    """Outputs and last state of h_t = keep_t exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t h_t.
 
     S is the number of chunks. Memory is one (B, S, N, D) tensor for each step of a chunk at most.
     """

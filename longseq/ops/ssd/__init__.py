@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,10 +11,12 @@ from torch import Tensor
 from longseq.ops.ssd.chunked import ssd_chunked
 from longseq.ops.ssd.reference import ssd_reference, ssd_step
 
-__all__ = ["ssd", "ssd_step"]
+__all__ = ["Implementation", "ssd", "ssd_step"]
 
-_IMPLEMENTATIONS = ("auto", "reference", "chunked", "triton")
+Implementation = Literal["auto", "reference", "chunked", "triton"]
 _TRITON_MODULE = "longseq.ops.ssd.triton"
+# Looked up once: searching the path costs more than launching a kernel, and a compiler cannot trace it.
+_HAS_TRITON = all(importlib.util.find_spec(name) is not None for name in (_TRITON_MODULE, "triton"))
 
 
 def ssd(
@@ -32,7 +34,7 @@ def ssd(
     segment_ids_BL: Tensor | None = None,
     reverse: bool = False,
     chunk_size: int = 64,
-    implementation: str = "auto",
+    implementation: Implementation = "auto",
 ) -> tuple[Tensor, Tensor]:
     """State-space scan with a scalar decay per head, in matrix products.
 
@@ -98,20 +100,16 @@ def ssd(
 
 def _choose(implementation: str, x_BLHP: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
     """The one place where an implementation is picked."""
-    if implementation not in _IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r}: expected one of {', '.join(_IMPLEMENTATIONS)}")
+    if implementation not in get_args(Implementation):
+        raise ValueError(f"implementation={implementation!r}: expected one of {', '.join(get_args(Implementation))}")
     if implementation == "reference":
         return ssd_reference
     if implementation == "triton":
-        if not _has_triton():
+        if not _HAS_TRITON:
             raise ValueError("implementation='triton': not available for ssd; use 'auto' or 'chunked'")
         return _triton()
     on_gpu = x_BLHP.device.type == "cuda" and x_BLHP.dtype != torch.float64 and not torch.compiler.is_exporting()
-    return _triton() if implementation == "auto" and on_gpu and _has_triton() else ssd_chunked
-
-
-def _has_triton() -> bool:
-    return importlib.util.find_spec(_TRITON_MODULE) is not None and importlib.util.find_spec("triton") is not None
+    return _triton() if implementation == "auto" and on_gpu and _HAS_TRITON else ssd_chunked
 
 
 def _triton() -> Callable[..., tuple[Tensor, Tensor]]:

@@ -29,7 +29,7 @@ class _Coefficients(NamedTuple):
 
     A_H: Tensor
     D_H: Tensor | None
-    dt_bias_H: Tensor | None  # noqa: N815  shape letters
+    dt_bias_H: Tensor | None
     dt_softplus: bool
     chunk_size: int
 
@@ -92,12 +92,11 @@ def _blocks(
     # The backward of `split` is one concatenation; that of a slice is a full-length sum, which would be quadratic in blocks.
     blocks: list[Any] = [repeat(None) if t is None else t.split(size, dim=1) for t in per_position]
     for part in zip(*blocks, strict=False):
+        arguments: Any = (*part, state_BHPN, coefficients)
         if in_training:
-            y_BLHP, state_BHPN = checkpoint(
-                _block, *part, state_BHPN, coefficients, use_reentrant=False, preserve_rng_state=False
-            )  # type: ignore[misc]
+            y_BLHP, state_BHPN = checkpoint(_block, *arguments, use_reentrant=False, preserve_rng_state=False)  # type: ignore[misc]
         else:
-            y_BLHP, state_BHPN = _block(*part, state_BHPN, coefficients)
+            y_BLHP, state_BHPN = _block(*arguments)
         ys.append(y_BLHP)
     return (ys[0] if len(ys) == 1 else torch.cat(ys, dim=1)), state_BHPN
 

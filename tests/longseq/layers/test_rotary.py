@@ -44,7 +44,8 @@ def test_lengths_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "width,base,message", [(7, 1e4, "must be even, found 7"), (0, 1e4, "must be even"), (8, 0.0, "rotary_base must be positive")]
+    "width,base,message",
+    [(7, 1e4, "must be even, found 7"), (0, 1e4, "must be even"), (8, 0.0, "rotary_base must be positive")],
 )
 def test_errors(width: int, base: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longseq.ops.diagonal_ssm import diagonal_ssm, diagonal_ssm_kernel, diagonal_ssm_step
+from longseq.ops.diagonal_ssm import Discretization, diagonal_ssm, diagonal_ssm_kernel, diagonal_ssm_step
 
 LENGTHS = [1, 2, 63, 64, 100, 257]
 
@@ -115,7 +115,7 @@ def test_low_precision_stays_near_float64(dtype: torch.dtype, tolerance: float, 
 
 @pytest.mark.parametrize("discretization", ["zoh", "bilinear"])
 @pytest.mark.parametrize("dt", [1e-4, 1.0, 20.0])
-def test_extreme_step_sizes_stay_finite_and_exact(dt: float, discretization: str) -> None:
+def test_extreme_step_sizes_stay_finite_and_exact(dt: float, discretization: Discretization) -> None:
     inputs = make_inputs(300, seed=3)
     inputs["dt_D"] = torch.full_like(inputs["dt_D"], dt)
     inputs["A_real_DN"] = torch.full_like(inputs["A_real_DN"], -0.5)
@@ -142,7 +142,8 @@ def test_pole_at_zero_is_finite() -> None:
 def test_nan_under_the_mask_reaches_nothing() -> None:
     inputs = make_inputs(70, seed=5)
     mask, segments = random_rows(70, seed=5)
-    for options in ({"mask_BL": mask}, {"mask_BL": mask, "segment_ids_BL": segments}):
+    both: list[dict[str, Any]] = [{"mask_BL": mask}, {"mask_BL": mask, "segment_ids_BL": segments}]
+    for options in both:
         clean = run_with_gradients(inputs, **options)
         poisoned = {name: tensor.detach().clone() for name, tensor in inputs.items()}
         poisoned["x_BLD"][~mask] = float("nan")
@@ -195,7 +196,7 @@ def test_state_carries_over_random_splits_with_gradients() -> None:
 
 
 @pytest.mark.parametrize("discretization", ["zoh", "bilinear"])
-def test_steps_equal_the_whole(discretization: str) -> None:
+def test_steps_equal_the_whole(discretization: Discretization) -> None:
     inputs = make_inputs(20, seed=10)
     y, final = diagonal_ssm(**inputs, discretization=discretization)
     state = inputs.pop("initial_state_BDN2")
@@ -229,11 +230,13 @@ def dense_kernel(inputs: dict[str, Any], channel: int, length: int, discretizati
 
 
 @pytest.mark.parametrize("discretization", ["zoh", "bilinear"])
-def test_kernel_is_the_definition(discretization: str) -> None:
+def test_kernel_is_the_definition(discretization: Discretization) -> None:
     inputs = {name: tensor.detach() for name, tensor in make_inputs(1, seed=11).items()}
     parameters = [inputs[name] for name in ("dt_D", "A_real_DN", "A_imag_DN", "C_DN2")]
-    taps = diagonal_ssm_kernel(*parameters, 1024, inputs["B_DN2"], discretization=discretization)
-    low = diagonal_ssm_kernel(*(p.float() for p in parameters), 1024, inputs["B_DN2"].float(), discretization=discretization)
+    taps = diagonal_ssm_kernel(*parameters, length=1024, B_DN2=inputs["B_DN2"], discretization=discretization)
+    low = diagonal_ssm_kernel(
+        *(p.float() for p in parameters), length=1024, B_DN2=inputs["B_DN2"].float(), discretization=discretization
+    )
     for channel in range(3):
         expected = dense_kernel(inputs, channel, 1024, discretization)
         torch.testing.assert_close(taps[channel], expected, rtol=1e-8, atol=1e-11)
@@ -247,7 +250,7 @@ def test_kernel_gives_the_outputs_at_any_length(length: int) -> None:
     y, _ = diagonal_ssm(**inputs)
     x = inputs.pop("x_BLD")
     B = inputs.pop("B_DN2")
-    taps_DL = diagonal_ssm_kernel(*inputs.values(), length, B)
+    taps_DL = diagonal_ssm_kernel(*inputs.values(), length=length, B_DN2=B)
     spectrum = torch.fft.rfft(taps_DL, 2 * length) * torch.fft.rfft(x.transpose(1, 2), 2 * length)
     torch.testing.assert_close(torch.fft.irfft(spectrum, 2 * length)[..., :length].transpose(1, 2), y)
 
@@ -300,6 +303,6 @@ def test_wrong_arguments_are_named(change: dict[str, Any], error: type[Exception
 
 
 def test_unavailable_triton_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longseq.ops.diagonal_ssm._has_triton", lambda: False)
+    monkeypatch.setattr("longseq.ops.diagonal_ssm._HAS_TRITON", False)
     with pytest.raises(ValueError, match="not available"):
         diagonal_ssm(**make_inputs(4, seed=16), implementation="triton")

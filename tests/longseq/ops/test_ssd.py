@@ -245,6 +245,6 @@ def test_wrong_arguments_are_named(change: dict[str, Any], error: type[Exception
 
 
 def test_unavailable_triton_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longseq.ops.ssd._has_triton", lambda: False)
+    monkeypatch.setattr("longseq.ops.ssd._HAS_TRITON", False)
     with pytest.raises(ValueError, match="not available"):
         ssd(**make_inputs(4, seed=16), implementation="triton")

@@ -65,12 +65,7 @@ def by_definition(q: Tensor, k: Tensor, v: Tensor, seen: list[list[list[int]]]) 
 def test_matches_the_definition(implementation: str, causal: bool) -> None:
     q, k, v, *_ = (x.detach() for x in random_qkv(1, 9, 2, 4, seed=0))
     window, dilation = 2, 2
-    seen = [
-        [
-            [j for j in range(9) if abs(i - j) <= 4 and (i - j) % 2 == 0 and (j <= i or not causal)]
-            for i in range(9)
-        ]
-    ]
+    seen = [[[j for j in range(9) if abs(i - j) <= 4 and (i - j) % 2 == 0 and (j <= i or not causal)] for i in range(9)]]
     y = window_attention(q, k, v, window=window, dilation=dilation, causal=causal, implementation=implementation)
     torch.testing.assert_close(y, by_definition(q, k, v, seen), atol=1e-12, rtol=0.0)
 
@@ -93,7 +88,8 @@ def test_global_tokens_match_the_definition(implementation: str) -> None:
 
 def test_window_wider_than_the_sequence_is_full_attention() -> None:
     q, k, v, *_ = random_qkv(2, 33, 2, 8, seed=2)
-    full = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    full = sdpa(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
     for implementation in ("reference", "chunked"):
         y = window_attention(q, k, v, window=32, implementation=implementation)
         torch.testing.assert_close(y, full, atol=1e-12, rtol=0.0)

@@ -1,0 +1,391 @@
+"""From tables to series: wide (`date, col...`) and long (`unique_id, ds, y`), checked, sorted and put on a regular grid."""
+
+import glob
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from longseq.domains.timeseries.calendar_features import calendar_features, calendar_names
+from longseq.domains.timeseries.files import Table, numbers, read_table, require_columns
+from longseq.domains.timeseries.frequency import Frequency, check_grid, infer_frequency
+from longseq.domains.timeseries.series import SeriesSet
+from longseq.errors import ConfigError, DataError
+
+Source = str | Sequence[str]
+TIME_COLUMNS = ("ds", "date", "datetime", "timestamp", "time")
+LONG_ID, LONG_VALUE = "unique_id", "y"
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How files are read; each field is the option of the same name of the data module."""
+
+    format: str = "auto"
+    time_column: str | None = None
+    id_column: str = LONG_ID
+    targets: Sequence[str] | None = None
+    past_covariates: Sequence[str] = ()
+    known_covariates: Sequence[str] = ()
+    static_covariates: Sequence[str] = ()
+    anomaly_column: str | None = None
+    calendar: Sequence[str] = ()
+    frequency: str | None = None
+    gaps: str = "fill"
+    missing: str = "mask"
+    on_bad: str = "error"
+    encoding: str | None = None
+    decimal: str = "."
+    day_first: bool = False
+
+    def __post_init__(self) -> None:
+        choices = {
+            "format": ("auto", "wide", "long"),
+            "gaps": ("fill", "ignore", "error"),
+            "missing": ("mask", "forward", "error"),
+            "on_bad": ("error", "skip"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"data.{name} must be {' or '.join(known)}, found {getattr(self, name)!r}")
+
+
+@dataclass
+class Piece:
+    """One series before it is put on the grid: its rows in the table, their times and values."""
+
+    id: str
+    table: Table
+    rows: np.ndarray
+    times: np.ndarray
+    values: np.ndarray
+
+
+def find_files(source: Source) -> list[Path]:
+    """The files that a path, a list of paths or a pattern names."""
+    if not isinstance(source, str):
+        return [path for item in source for path in find_files(str(item))]
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if {".csv", ".tsv", ".parquet", ".pq"} & {s.lower() for s in p.suffixes})
+    elif glob.has_magic(source) and not path.exists():
+        found = [Path(match) for match in sorted(glob.glob(str(path)))]  # noqa: PTH207  Path.glob takes no absolute pattern
+    else:
+        return [path]
+    if not found:
+        raise DataError(f"{source}: no csv, tsv or parquet file is there")
+    return found
+
+
+def read_series(source: Source, options: ReadOptions) -> SeriesSet:
+    """Reads all series of the files.
+
+    Args:
+        source: a file, a list, a folder or a pattern; of several wide files each is a series.
+        options: see `ReadOptions`.
+
+    Raises:
+        DataError: naming file and record for whatever cannot be used.
+    """
+    counts: dict[str, Any] = {}
+    files = find_files(source)
+    tables = [read_table(path, encoding=options.encoding, decimal=options.decimal) for path in files]
+    for table in tables:
+        counts |= table.notes
+    long = is_long(tables[0], options)
+    time_column = find_time_column(tables[0], options)
+    channels = find_channels(tables[0], options, long, time_column, counts)
+    columns = [*channels, *options.known_covariates, *([options.anomaly_column] if options.anomaly_column else [])]
+    pieces = []
+    for table in tables:
+        wanted = [time_column, *columns, *([options.id_column, *options.static_covariates] if long else [])]
+        require_columns(table, wanted, "data.targets, data.time_column, data.*_covariates")
+        pieces += split_table(table, time_column, columns, options, long, counts)
+    name = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+    return assemble(pieces, channels, options, long, name, counts)
+
+
+def is_long(table: Table, options: ReadOptions) -> bool:
+    """Whether rows are (series, time) pairs; `auto` decides by the id column."""
+    if options.format == "long":
+        require_columns(table, [options.id_column], "data.id_column")
+        return True
+    return options.format == "auto" and options.id_column in table.frame.columns
+
+
+def find_time_column(table: Table, options: ReadOptions) -> str:
+    """The column named in `data.time_column`, or one of the usual names, or the first whose cells are times."""
+    if options.time_column is not None:
+        require_columns(table, [options.time_column], "data.time_column")
+        return options.time_column
+    usual = {str(column).lower(): str(column) for column in reversed(list(table.frame.columns))}
+    for name in TIME_COLUMNS:
+        if name in usual:
+            return usual[name]
+    first = str(table.frame.columns[0])
+    if not pd.api.types.is_float_dtype(table.frame[first]):
+        return first
+    raise DataError(
+        f"{table.path}: no column of times: expected {', '.join(TIME_COLUMNS)} among {', '.join(map(str, table.frame.columns[:20]))}; "
+        "set data.time_column"
+    )
+
+
+def find_channels(table: Table, options: ReadOptions, long: bool, time_column: str, counts: dict[str, Any]) -> list[str]:
+    """Forecast channels, then those that are only read."""
+    if options.targets is None and long:
+        targets = [LONG_VALUE]
+    elif options.targets is None:
+        used = {time_column, options.anomaly_column, *options.past_covariates, *options.known_covariates}
+        candidates = [str(c) for c in table.frame.columns if str(c) not in used]
+        # A column of nothing but text is no series; one with a bad cell among numbers is, and its cell gets reported.
+        text = [c for c in candidates if pd.to_numeric(table.frame[c], errors="coerce").isna().all() and table.frame[c].notna().any()]
+        if text:
+            counts["columns of text, not read"] = ", ".join(text)
+        targets = [c for c in candidates if c not in text]
+    else:
+        targets = [options.targets] if isinstance(options.targets, str) else list(options.targets)
+    if not targets:
+        raise DataError(f"{table.path}: no column of numbers beside {time_column!r}; name them in data.targets")
+    repeated = [name for name in options.past_covariates if name in targets]
+    if repeated:
+        raise ConfigError(f"data.past_covariates and data.targets both hold {', '.join(repeated)}")
+    return [*targets, *options.past_covariates]
+
+
+def split_table(
+    table: Table, time_column: str, columns: Sequence[str], options: ReadOptions, long: bool, counts: dict[str, Any]
+) -> list[Piece]:
+    """One piece per series of a table, in the order of their first rows."""
+    times = parse_times(table, time_column, options, counts)
+    values = np.stack([numbers(table, column, options.on_bad, counts) for column in columns], 1)
+    if not long:
+        rows = np.flatnonzero(~pd.isna(times))
+        return [Piece(Path(table.path.name).name.split(".")[0], table, rows, times[rows], values[rows])]
+    cells = table.frame[options.id_column]
+    empty = np.flatnonzero(cells.isna().to_numpy())
+    if len(empty) and options.on_bad == "error":
+        raise DataError(f"{table.where(int(empty[0]))}: no {options.id_column}; set data.on_bad=skip to leave such rows out")
+    codes, names = pd.factorize(cells)
+    order = np.argsort(codes, kind="stable")
+    order = order[(codes[order] >= 0) & ~pd.isna(times[order])]
+    edges = np.flatnonzero(np.diff(codes[order], prepend=-2))
+    return [
+        Piece(str(names[codes[rows[0]]]), table, rows, times[rows], values[rows])
+        for rows in np.split(order, edges[1:])
+        if len(rows)
+    ]
+
+
+def parse_times(table: Table, column: str, options: ReadOptions, counts: dict[str, Any]) -> np.ndarray:
+    """The times as datetime64[ns], or as integers if the column holds whole numbers that are no dates."""
+    cells = table.frame[column]
+    # 20240131 is a date, 17 is not.
+    if pd.api.types.is_integer_dtype(cells) and not cells.between(19000101, 21001231).all():
+        return cells.to_numpy(np.int64)
+    text = cells if pd.api.types.is_datetime64_any_dtype(cells) else cells.astype("string")
+    parsed = _to_datetime(text, options.day_first)
+    if parsed.dt.tz is not None:
+        counts["time zone"] = f"{parsed.dt.tz}, read as UTC"
+        parsed = parsed.dt.tz_convert("UTC").dt.tz_localize(None)
+    bad = np.flatnonzero(parsed.isna().to_numpy())
+    if len(bad):
+        if options.on_bad == "error":
+            row = int(bad[0])
+            raise DataError(
+                f"{table.where(row)}, column {column!r}: {str(cells.iloc[row])!r} is no time ({len(bad)} such rows); "
+                "correct it, set data.time_column, or data.on_bad=skip to leave such rows out"
+            )
+        counts["rows without a time, left out"] = int(counts.get("rows without a time, left out", 0)) + len(bad)
+    return parsed.to_numpy(dtype="datetime64[ns]")
+
+
+def _to_datetime(cells: pd.Series, day_first: bool) -> pd.Series:
+    with warnings.catch_warnings():
+        # That the format differs from row to row is not the user's concern.
+        warnings.simplefilter("ignore", UserWarning)
+        parsed = pd.to_datetime(cells, errors="coerce", dayfirst=day_first)
+        if parsed.isna().any():
+            mixed = pd.to_datetime(cells, errors="coerce", dayfirst=day_first, format="mixed")
+            parsed = mixed if mixed.isna().sum() < parsed.isna().sum() else parsed
+    return parsed
+
+
+# -- sorting and the grid
+
+
+def in_order(piece: Piece, on_bad: str, counts: dict[str, Any]) -> Piece:
+    """The rows in rising order of time, none twice.
+
+    Rows that repeat another in full are dropped and counted, since nothing is lost; two different rows of one time are an
+    error, as are unsorted rows, unless `on_bad` is `skip`.
+    """
+    steps = np.diff(piece.times)
+    zero = np.zeros(1, dtype=steps.dtype)[0]
+    back = np.flatnonzero(steps < zero)
+    if len(back):
+        if on_bad == "error":
+            row = int(piece.rows[back[0] + 1])
+            raise DataError(
+                f"{piece.table.where(row)}, series {piece.id!r}: time {show(piece.times[back[0] + 1])} stands behind "
+                f"{show(piece.times[back[0]])}; sort the rows by time, or set data.on_bad=skip to have them sorted"
+            )
+        order = np.argsort(piece.times, kind="stable")
+        piece = Piece(piece.id, piece.table, piece.rows[order], piece.times[order], piece.values[order])
+        counts["series that were not sorted by time"] = int(counts.get("series that were not sorted by time", 0)) + 1
+        steps = np.diff(piece.times)
+    twice = np.flatnonzero(steps == zero)
+    if not len(twice):
+        return piece
+    same = np.array([np.array_equal(piece.values[i], piece.values[i + 1], equal_nan=True) for i in twice])
+    if not same.all() and on_bad == "error":
+        first = int(twice[~same][0])
+        raise DataError(
+            f"{piece.table.where(int(piece.rows[first + 1]))}, series {piece.id!r}: time {show(piece.times[first])} stands there a "
+            f"second time with other values (first in {piece.table.word} {piece.rows[first] + piece.table.first_line}); "
+            "remove one, or set data.on_bad=skip to keep the first"
+        )
+    key = "rows that repeat a time, left out"
+    counts[key] = int(counts.get(key, 0)) + len(twice)
+    keep = np.ones(len(piece.times), dtype=bool)
+    keep[twice + 1] = False
+    return Piece(piece.id, piece.table, piece.rows[keep], piece.times[keep], piece.values[keep])
+
+
+def show(time: Any) -> str:
+    """A time for people: without a fraction of a second that is zero."""
+    return str(pd.Timestamp(time)) if isinstance(time, np.datetime64) else str(time)
+
+
+def on_grid(piece: Piece, frequency: Frequency, options: ReadOptions, counts: dict[str, Any]) -> Piece:
+    """The rows on the regular grid; steps that are not there become rows of NaN."""
+    if options.gaps == "ignore" or len(piece.times) < 2:
+        return piece
+    places, off = check_grid(piece.times, frequency)
+    if len(off):
+        if options.on_bad == "error":
+            row = int(off[0])
+            raise DataError(
+                f"{piece.table.where(int(piece.rows[row]))}, series {piece.id!r}: time {show(piece.times[row])} is not a multiple of "
+                f"{frequency.name} after {show(piece.times[0])} ({len(off)} such rows); set data.frequency, data.gaps=ignore to "
+                "take rows as equally spaced, or data.on_bad=skip to leave them out"
+            )
+        counts["rows off the time grid, left out"] = int(counts.get("rows off the time grid, left out", 0)) + len(off)
+        keep = np.delete(np.arange(len(places)), off)
+        piece = Piece(piece.id, piece.table, piece.rows[keep], piece.times[keep], piece.values[keep])
+        places = places[keep]
+    length = int(places[-1]) + 1
+    if length == len(places):
+        return piece
+    gaps = length - len(places)
+    if options.gaps == "error":
+        row = int(np.argmax(np.diff(places) > 1)) + 1
+        raise DataError(
+            f"{piece.table.where(int(piece.rows[row]))}, series {piece.id!r}: {gaps} steps of {frequency.name} are missing, the first before "
+            f"{show(piece.times[row])}; set data.gaps=fill to read them as missing values"
+        )
+    if length > 50 * len(places) + 1000:
+        raise DataError(
+            f"{piece.table.path}, series {piece.id!r}: {len(places)} rows are spread over {length} steps of {frequency.name}; "
+            "set data.frequency to the real step, or data.gaps=ignore"
+        )
+    counts["steps missing in time, filled"] = int(counts.get("steps missing in time, filled", 0)) + gaps
+    values = np.full((length, piece.values.shape[1]), np.nan)
+    values[places] = piece.values
+    rows = np.zeros(length, dtype=np.int64)
+    rows[places] = piece.rows
+    return Piece(piece.id, piece.table, rows, frequency.after(piece.times[0], np.arange(length)), values)
+
+
+def assemble(
+    pieces: list[Piece], channels: list[str], options: ReadOptions, long: bool, source: str, counts: dict[str, Any]
+) -> SeriesSet:
+    """One table of all series."""
+    names = [piece.id for piece in pieces]
+    twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
+    if twice:
+        raise DataError(f"{source}: the series {sorted(twice)[0]!r} stands in two files; give each series one file, or another id")
+    if not pieces:
+        raise DataError(f"{source}: no row is left")
+    pieces = [in_order(piece, options.on_bad, counts) for piece in pieces]
+    longest = max(pieces, key=lambda piece: len(piece.times))
+    frequency = infer_frequency(longest.times, f"{source}, series {longest.id!r}", options.frequency)
+    counts["frequency"] = frequency.name
+    pieces = [on_grid(piece, frequency, options, counts) for piece in pieces]
+    n_channels, n_known = len(channels), len(options.known_covariates)
+    everything = np.concatenate([piece.values for piece in pieces]).astype(np.float32)
+    n_targets = n_channels - len(options.past_covariates)
+    lengths = np.array([len(piece.times) for piece in pieces])
+    ahead = np.array([rows_ahead(piece.values[:, :n_targets]) if n_known else 0 for piece in pieces])
+    known = everything[:, n_channels : n_channels + n_known]
+    if options.calendar:
+        features = np.concatenate([calendar_features(piece.times, options.calendar) for piece in pieces])
+        known = np.concatenate([known, features], 1)
+    static, static_names = static_table(pieces, options, long)
+    series = SeriesSet(
+        ids=names,
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        starts=[piece.times[0] for piece in pieces],
+        frequency=frequency,
+        values_TC=np.ascontiguousarray(everything[:, :n_channels]),
+        known_TK=np.ascontiguousarray(known),
+        static_SK=static,
+        channels=channels,
+        n_targets=n_targets,
+        covariates=[*options.known_covariates, *calendar_names(options.calendar), *static_names],
+        ahead=ahead,
+        labels_T=everything[:, -1] if options.anomaly_column else None,
+        source=source,
+        counts=counts,
+    )
+    fill_missing(series, options.missing)
+    return series
+
+
+def rows_ahead(targets: np.ndarray) -> int:
+    """Rows at the end in which no target was observed."""
+    seen = np.flatnonzero(~np.isnan(targets).all(1))
+    return len(targets) - (int(seen[-1]) + 1 if len(seen) else 0)
+
+
+def static_table(pieces: list[Piece], options: ReadOptions, long: bool) -> tuple[np.ndarray, list[str]]:
+    """Static covariates as numbers, text as one column per value."""
+    if not options.static_covariates:
+        return np.zeros((len(pieces), 0), dtype=np.float32), []
+    if not long:
+        raise ConfigError("data.static_covariates belong to long files (unique_id, ds, y); these are wide")
+    firsts = pd.DataFrame([piece.table.frame.iloc[int(piece.rows[0])][list(options.static_covariates)] for piece in pieces])
+    columns, names = [], []
+    for name in options.static_covariates:
+        values = pd.to_numeric(firsts[name], errors="coerce")
+        if values.notna().all():
+            columns, names = [*columns, values.to_numpy(np.float32)], [*names, name]
+            continue
+        for level in sorted(firsts[name].astype(str).unique()):
+            columns.append((firsts[name].astype(str) == level).to_numpy(np.float32))
+            names.append(f"{name}={level}")
+    return np.stack(columns, 1), names
+
+
+def fill_missing(series: SeriesSet, how: str) -> None:
+    """Counts missing values, and with `forward` replaces them by the last value before; the future is never used."""
+    observed = np.concatenate(
+        [np.arange(series.offsets[i], series.offsets[i + 1] - series.ahead[i]) for i in range(len(series))]
+    )
+    missing = int(np.isnan(series.values_TC[observed]).sum()) if len(observed) < len(series.values_TC) else int(np.isnan(series.values_TC).sum())
+    if missing:
+        what = {"mask": "shown to the model as missing, not scored", "forward": "replaced by the last value before"}
+        if how == "error":
+            raise DataError(f"{series.source}: {missing} values are missing; set data.missing=mask or forward")
+        series.counts["missing values"] = f"{missing:,}, {what[how]}"
+    if missing and how == "forward":
+        for i in range(len(series)):
+            part = slice(series.offsets[i], series.offsets[i + 1] - series.ahead[i])
+            series.values_TC[part] = pd.DataFrame(series.values_TC[part]).ffill().to_numpy()
+    gaps = int(np.isnan(series.known_TK).sum())
+    if gaps:
+        series.counts["missing values of known covariates"] = f"{gaps:,}, read as their mean"

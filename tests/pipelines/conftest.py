@@ -1,0 +1,61 @@
+"""Small files and small runs for the verbs' tests."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from longseq.pipelines.cli import main
+
+TINY = [
+    "trainer=cpu",
+    "backbone.d_model=16",
+    "backbone.n_layers=1",
+    "trainer.max_epochs=2",
+    "data.batch_size=16",
+    "trainer.log_every_n_steps=1",
+]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LONGSEQ_CACHE", str(tmp_path / "cache"))
+    for name in ("LONGSEQ_RUN_DIR", "LOCAL_RANK", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def dna_csv(tmp_path: Path) -> Path:
+    """120 sequences of 40 to 80 bases; label 1 holds a motif."""
+    rng = np.random.default_rng(0)
+    lines = ["sequence,label"]
+    for i in range(120):
+        letters = rng.choice(list("ACGT"), rng.integers(40, 80))
+        sequence = "".join(letters)
+        if i % 2:
+            sequence = sequence[:10] + "GATTACAGATTACA" + sequence[24:]
+        lines.append(f"{sequence},{i % 2}")
+    path = tmp_path / "all.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def tiny() -> list[str]:
+    """Overrides for a run of seconds."""
+    return list(TINY)
+
+
+@pytest.fixture
+def longseq() -> Callable[..., int]:
+    """Runs a command in this process and returns its exit code."""
+
+    def run(*args: Any) -> int:
+        with pytest.raises(SystemExit) as exit_info:
+            main([str(arg) for arg in args])
+        return int(exit_info.value.code or 0)
+
+    return run

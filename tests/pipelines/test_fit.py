@@ -1,0 +1,224 @@
+"""The verb fit: a finished run's files, resuming, Ctrl-C, and answers to bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from longseq.checkpoint import load_model
+
+Command = Callable[..., int]
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def start(*args: Any) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "longseq.pipelines.cli", *[str(arg) for arg in args]]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+
+
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.02)
+
+
+def test_a_run_leaves_everything(longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path) -> None:
+    assert longseq("fit", *tiny, f"data.train={dna_csv}", "run_dir=run") == 0
+    folder = tmp_path / "run"
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "metrics.csv", "metrics.json", "predictions.csv", "report.html", "model", "checkpoints"} <= names
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    found = metrics(folder)
+    assert set(found["baselines"]) >= {"majority class"} or found["baselines"]
+    assert 0 <= found["test"]["accuracy"] <= 1
+    assert found["training"]["steps"] == 12
+    predictions = pd.read_csv(folder / "predictions.csv")
+    assert len(predictions) == found["data"]["splits"]["test"]["rows"]
+    agreement = (predictions["prediction"] == predictions["label"]).mean()
+    assert agreement == pytest.approx(found["test"]["accuracy"], abs=1e-6)
+
+
+def test_the_model_folder_gives_the_predictions(longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path) -> None:
+    test = tmp_path / "test.csv"
+    test.write_text("".join(dna_csv.read_text().splitlines(keepends=True)[:9]))
+    assert longseq("fit", *tiny, f"data.train={dna_csv}", f"data.test={test}", "run_dir=run", "report=false") == 0
+    model = load_model(tmp_path / "run" / "model")
+    ids = {"A": 7, "C": 8, "G": 9, "T": 10}
+    predictions = pd.read_csv(tmp_path / "run" / "predictions.csv")
+    for i, line in enumerate(test.read_text().splitlines()[1:]):
+        sequence = line.split(",")[0]
+        with torch.no_grad():
+            p = model(torch.tensor([[ids[letter] for letter in sequence]])).softmax(-1)[0]
+        assert p[1].item() == pytest.approx(predictions["p_1"][i], abs=1e-4)
+
+
+def test_same_seed_same_result_and_another_seed_another(longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        args = [f"data.train={dna_csv}", f"run_dir={name}", f"seed={seed}", "report=false", "baselines=false"]
+        assert longseq("fit", *tiny, *args) == 0
+    a, b, c = (metrics(tmp_path / name)["test"] for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_killed_in_an_epoch_and_resumed_equals_never_stopped(
+    longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path
+) -> None:
+    options = [
+        *tiny,
+        f"data.train={dna_csv}",
+        "backbone.dropout=0.2",
+        "data.rc_augment=true",
+        "trainer.max_epochs=3",
+        "callbacks.checkpoint.every_n_steps=2",
+        "report=false",
+        "baselines=false",
+    ]
+    assert longseq("fit", *options, "run_dir=whole") == 0
+    # Stops by SIGKILL when a checkpoint from the middle of the second epoch is on disk.
+    process = start("fit", *options, "run_dir=killed", "+callbacks.kill={_target_: kill_at_step.KillAtStep, step: 9}")
+    process.communicate(timeout=240)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+    checkpoint = torch.load(tmp_path / "killed" / "checkpoints" / "last.ckpt", weights_only=False)
+    assert checkpoint["global_step"] == 8
+    assert longseq("fit", *options, "run_dir=killed", "resume=auto") == 0
+    assert metrics(tmp_path / "killed")["test"] == metrics(tmp_path / "whole")["test"]
+    weights = [load_model(tmp_path / name / "model").state_dict() for name in ("killed", "whole")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_ctrl_c_writes_the_last_checkpoint_and_exits_130(tiny: list[str], dna_csv: Path, tmp_path: Path) -> None:
+    process = start("fit", *tiny, f"data.train={dna_csv}", "run_dir=run", "trainer.max_epochs=100000")
+    wait_for(lambda: (tmp_path / "run" / "checkpoints" / "best.ckpt").exists(), process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert "interrupted" in output
+    assert "val/mcc" in output
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_resume_by_path_goes_on_with_more_epochs(longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path) -> None:
+    assert longseq("fit", *tiny, f"data.train={dna_csv}", "run_dir=run", "report=false", "baselines=false") == 0
+    assert longseq("fit", "resume=run", "trainer.max_epochs=4") == 0
+    assert metrics(tmp_path / "run")["training"]["epochs"] == 4
+
+
+def test_resuming_another_backbone_is_refused(
+    longseq: Command, tiny: list[str], dna_csv: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert longseq("fit", *tiny, f"data.train={dna_csv}", "run_dir=run", "report=false", "baselines=false") == 0
+    assert longseq("fit", "backbone=gru", "resume=run") == 2
+    assert "backbone=hyena" in capsys.readouterr().err
+    assert longseq("fit", "resume=nowhere") == 2
+    assert "last.ckpt" in capsys.readouterr().err
+
+
+def test_multirun_makes_one_run_per_seed(longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path) -> None:
+    args = [*tiny, f"data.train={dna_csv}", "report=false", "baselines=false", "trainer.max_epochs=1"]
+    assert longseq("fit", "-m", *args, "seed=1,2") == 0
+    found = [metrics(path.parent)["seed"] for path in sorted(tmp_path.glob("runs/dna/hyena/*/metrics.json"))]
+    assert sorted(found) == [1, 2]
+
+
+def test_early_stopping_and_ema_by_config(longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path) -> None:
+    callbacks = ["callbacks=[default,early_stopping,ema]", "callbacks.early_stopping.patience=1", "callbacks.ema.decay=0.9"]
+    args = [f"data.train={dna_csv}", "run_dir=run", "trainer.max_epochs=50", "report=false", "baselines=false"]
+    assert longseq("fit", *tiny, *args, *callbacks) == 0
+    assert metrics(tmp_path / "run")["training"]["epochs"] < 50
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=False)
+    averaged, current = checkpoint["state_dict"], checkpoint["current_model_state"]
+    assert any(not torch.equal(averaged[key], current[key]) for key in averaged)
+    saved = load_model(tmp_path / "run" / "model").state_dict()
+    assert all(torch.equal(saved[key], averaged[f"model.{key}"]) for key in saved)
+
+
+def test_nan_loss_stops_and_names_the_step(
+    longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [f"data.train={dna_csv}", "run_dir=run", "optimizer.lr=1e30", "schedule.warmup=7", "schedule=constant"]
+    assert longseq("fit", *tiny, *args, "trainer.gradient_clip_val=null") == 2
+    assert "NaN or infinite at step" in capsys.readouterr().err
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    if last.exists():
+        state = torch.load(last, weights_only=False)["state_dict"]
+        assert all(torch.isfinite(tensor).all() for tensor in state.values())
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_gradient_checkpointing_gives_the_same_run(longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path) -> None:
+    for name, extra in (("a", []), ("b", ["+backbone.gradient_checkpointing=true"])):
+        args = [*tiny, f"data.train={dna_csv}", f"run_dir={name}", "report=false", "baselines=false", *extra]
+        assert longseq("fit", *args) == 0
+    a, b = (metrics(tmp_path / name)["test"]["loss"] for name in "ab")
+    assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("sequence,class\nACGT,1\n", "label"),
+        ("sequence,label\n", "empty|no "),
+        ("sequence,label\nMKVLAAGIVGLLLAQWERTY,1\nACGT,0\n", "protein|not DNA|amino"),
+        ("sequence,label\n" + "ACGTACGT,1\n" * 40, "one class|only"),
+    ],
+)
+def test_bad_files_get_an_answer(
+    longseq: Command, tmp_path: Path, content: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import re
+
+    (tmp_path / "bad.csv").write_text(content)
+    assert longseq("fit", "trainer=cpu", "data.train=bad.csv") == 2
+    message = capsys.readouterr().err
+    assert "bad.csv" in message
+    assert re.search(expected, message)
+    assert "Traceback" not in message
+
+
+def test_evaluate_repeats_the_test_and_takes_other_files(
+    longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path
+) -> None:
+    assert longseq("fit", *tiny, f"data.train={dna_csv}", "run_dir=run", "report=false") == 0
+    assert longseq("evaluate", "run=run", "trainer=cpu") == 0
+    first = sorted((tmp_path / "run" / "evaluations").glob("*.json"))[-1]
+    assert json.loads(first.read_text())["test"]["mcc"] == pytest.approx(metrics(tmp_path / "run")["test"]["mcc"], abs=1e-6)
+    assert longseq("evaluate", "run=run", "trainer=cpu", "data.tset=x.csv") == 2
+    assert longseq("evaluate", "run=nowhere") == 2
+
+
+@pytest.mark.parametrize("task", ["lm", "mlm"])
+def test_language_models_beat_nothing_but_run(longseq: Command, tiny: list[str], tmp_path: Path, task: str) -> None:
+    fasta = tmp_path / "genome.fa"
+    generator = torch.Generator().manual_seed(0)
+    letters = torch.randint(4, (12_000,), generator=generator)
+    fasta.write_text(">one\n" + "".join("ACGT"[i] for i in letters) + "\n")
+    extra = ["+backbone.bidirectional=true"] if task == "mlm" else []
+    args = [f"task={task}", f"data.train={fasta}", "data.window=256", "run_dir=run", *extra]
+    assert longseq("fit", *tiny, *args) == 0
+    found = metrics(tmp_path / "run")
+    # Random bases hold two bits each; nothing can do better, and a model that leaks its targets would.
+    assert 1.9 < found["test"]["bits_per_base"] < 2.3
+
+
+def test_a_masked_model_on_a_causal_backbone_is_refused(longseq: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "genome.fa").write_text(">one\n" + "ACGTTGCA" * 800 + "\n")
+    assert longseq("fit", "trainer=cpu", "task=mlm", "data.train=genome.fa", "data.window=128") == 2
+    assert "bidirectional" in capsys.readouterr().err
