@@ -127,13 +127,13 @@ class DomainData(L.LightningDataModule, ABC):
             # Its own generator: making an iterator then leaves the global random state alone, so that a
             # resumed run draws the same numbers as one that never stopped.
             generator=torch.Generator().manual_seed(self.seed),
-            progress=lambda: trainer.fit_loop.epoch_loop.batch_progress.current.processed if trainer else 0,
+            progress=lambda: finished(trainer.fit_loop.epoch_loop.batch_progress) if trainer else 0,
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Made anew for every epoch (`reload_dataloaders_every_n_epochs=1`), whose number chooses order and augmentation."""
         # Not trainer.current_epoch, which is one behind while a run is being resumed.
-        epoch = self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0
+        epoch = finished(self.trainer.fit_loop.epoch_progress) if self.trainer else 0
         return self.loader("train", shuffle=True, epoch=epoch)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -199,8 +199,9 @@ class DomainModule(L.LightningModule):
         loss = self.task.loss(self(batch), batch)
         size = len(batch["inputs"])
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
+        # On a GPU counting the real positions would wait for it; there padding counts.
         mask = batch.get("mask")
-        self.tokens += int(mask.sum()) if mask is not None and not mask.is_cuda else batch["inputs"].shape[0] * batch["inputs"].shape[1]
+        self.tokens += int(mask.sum()) if mask is not None and not mask.is_cuda else batch["inputs"][..., :1].shape[:2].numel()
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -252,7 +253,7 @@ class DomainModule(L.LightningModule):
             self._started = time.perf_counter()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        every = max(1, self.trainer.log_every_n_steps)
+        every = max(1, int(getattr(self.trainer, "log_every_n_steps", 1)))
         if (batch_idx + 1) % every == 0 or self.trainer.is_last_batch:
             self._measure_throughput()
 
@@ -290,6 +291,11 @@ class DomainModule(L.LightningModule):
         factor = build_schedule(self.schedule_config, total)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def finished(progress: Any) -> int:
+    """How many epochs, or batches of the epoch, Lightning's counter has behind it."""
+    return progress.current.processed
 
 
 def build_schedule(config: Mapping[str, Any], total_steps: int) -> Any:

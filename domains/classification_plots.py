@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,8 @@ CURVES = len(SERIES)
 # A larger confusion matrix is no longer read; its most frequent confusions are.
 MATRIX = 25
 WORST = 15
+# Without a warning where a class is never predicted.
+ZERO: dict[str, Any] = {"zero_division": 0}
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def class_scores(frame: pd.DataFrame) -> ClassScores | None:
     scores = [name for name in frame.columns[first + 1 :] if str(name).startswith("p_")]
     classes = [str(name)[2:] for name in scores]
     truth = np.asarray(pd.Categorical(frame["label"].astype(str), categories=classes).codes, dtype=np.int64)
-    known = (truth >= 0) & frame[scores].notna().all(axis=1).to_numpy()
+    known = (truth >= 0) & np.asarray(frame[scores].notna()).all(1)
     if len(classes) < 2 or not known.any():
         return None
     rows = frame.iloc[:, :first]
@@ -104,7 +107,7 @@ def _frequent_confusions(classes: Sequence[str], counts: np.ndarray, shares: np.
 
 def class_table(scores: ClassScores) -> Section:
     """Precision, recall, F1 and one-vs-rest areas of each class."""
-    found = precision_recall_fscore_support(scores.truth, scores.predicted, labels=range(len(scores.classes)), zero_division=0)
+    found: Any = precision_recall_fscore_support(scores.truth, scores.predicted, labels=range(len(scores.classes)), **ZERO)
     rows = []
     for i, name in enumerate(scores.classes):
         areas = areas_under_curves(scores.truth == i, scores.probabilities[:, i])
@@ -250,7 +253,7 @@ def worst_mistakes(scores: ClassScores) -> Section:
     header = [*map(str, scores.rows.columns), "true", "predicted", "p(predicted)", "p(true)"]
     html = table(header, rows, label="most confident mistakes", row_heads=min(1, scores.rows.shape[1]))
     caption = "Rows to look at first: mislabelled, ambiguous, or something the model has not learned."
-    return Section("Most confident mistakes", html=html, caption=caption, wide=len(header) > 6)
+    return Section("Most confident mistakes", html=html, caption=caption, wide=len(header) > 5)
 
 
 # -- several labels per row
@@ -262,10 +265,10 @@ def multilabel_sections(frame: pd.DataFrame, labels: Sequence[str]) -> list[Sect
     scores = frame[[f"p_{label}" for label in labels]].to_numpy(float)
     rows = []
     for i, label in enumerate(labels):
-        f1 = float(f1_score(truth[:, i], scores[:, i] > 0.5, zero_division=0))
+        f1 = float(f1_score(truth[:, i], scores[:, i] > 0.5, **ZERO))
         rows.append([label, int(truth[:, i].sum()), *areas_under_curves(truth[:, i], scores[:, i]), f1])
     html = table(["label", "positive rows", "AUROC", "AUPRC", "F1 at 0.5"], rows, label="figures per label")
-    frequent = sorted(np.argsort(-truth.sum(0), kind="stable")[:CURVES])
+    frequent: list[int] = sorted(np.argsort(-truth.sum(0), kind="stable")[:CURVES].tolist())
     caption = "Each label by itself." + (f" The {CURVES} most frequent labels." if len(labels) > CURVES else "")
     curves = binary_curves({labels[i]: (truth[:, i], scores[:, i]) for i in frequent}, caption)
     return [Section("Per label", html=html), *curves, _worst_labels(frame, labels, truth, scores)]
@@ -282,4 +285,4 @@ def _worst_labels(frame: pd.DataFrame, labels: Sequence[str], truth: np.ndarray,
     if not rows:
         return Section("Most confident mistakes", html="<p>None is wrong at 0.5.</p>")
     html = table(header, rows, label="largest errors", row_heads=min(1, known.shape[1]))
-    return Section("Most confident mistakes", html=html, wide=len(header) > 6)
+    return Section("Most confident mistakes", html=html, wide=len(header) > 5)

@@ -138,9 +138,7 @@ def row_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
     return np.random.default_rng((seed, epoch, index))
 
 
-def stratified_split(
-    labels: np.ndarray | None, n_rows: int, *, val: float, test: float, seed: int
-) -> dict[str, np.ndarray]:
+def stratified_split(labels: np.ndarray | None, n_rows: int, *, val: float, test: float, seed: int) -> dict[str, np.ndarray]:
     """Random row numbers for train, val and test; each class is shared out in the same proportions.
 
     Args:

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from longseq.domains.sections import RunFiles, Section, short
+from longseq.domains.sections import RunFiles, Section, clip, short
 
 # Stand-ins that become CSS variables once the figure is SVG, so that one drawing is legible on light and on dark pages.
 INK, MUTED, GRID, PAPER = "#010101", "#010102", "#010103", "#010104"
@@ -130,7 +130,7 @@ def dot_chart(
     if reference:
         ax.axvline(reference[1], color=SERIES[1], linestyle="--", linewidth=1, label=reference[0])
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), borderaxespad=0.2)
-    ax.set_yticks(range(len(names)), [name if len(name) <= 34 else f"{name[:33]}…" for name in names])
+    ax.set_yticks(range(len(names)), [clip(name, 28) for name in names])
     ax.set_ylim(-0.6, len(names) - 0.4)
     # Room for the last number to the right of its dot.
     ax.margins(x=0.2)
@@ -187,11 +187,15 @@ def series(curves: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values at which a column was logged, without NaN and infinity."""
     if name not in curves:
         return np.empty(0), np.empty(0)
-    values = pd.to_numeric(curves[name], errors="coerce").to_numpy(float)
-    logged = curves["step"] if "step" in curves else pd.Series(range(len(values)))
-    steps = pd.to_numeric(logged, errors="coerce").to_numpy(float)
+    values = numbers(curves[name])
+    steps = numbers(curves["step"]) if "step" in curves else np.arange(float(len(values)))
     known = np.isfinite(values) & np.isfinite(steps)
     return steps[known], values[known]
+
+
+def numbers(column: Any) -> np.ndarray:
+    """A column as floats; NaN where it holds none."""
+    return np.asarray(pd.to_numeric(column, errors="coerce"), dtype=float)
 
 
 def smooth(steps: np.ndarray, values: np.ndarray, most: int = 200) -> tuple[np.ndarray, np.ndarray]:
@@ -219,6 +223,7 @@ def _loss_curves(run: RunFiles, names: Sequence[str]) -> list[Section]:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(float(value))))
         ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("step")
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.set_ylabel("loss" + (" (log scale)" if logarithmic else ""))
     ax.legend()
     count = len(drawn["train"][0]) if "train" in drawn else 0
@@ -240,6 +245,7 @@ def _metric_curve(run: RunFiles, name: str) -> Section:
         ax.legend()
         caption = f"Best at step {short(int(steps[best]))}; {metric} decides which checkpoint is kept."
     ax.set_xlabel("step")
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.set_ylabel(f"validation {metric}")
     alt = f"validation {metric} ends at {short(float(values[-1]))}"
     return Section(f"Validation {metric}", figure=figure, caption=caption, alt=alt)

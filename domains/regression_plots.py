@@ -1,6 +1,7 @@
 """A report's sections for predicted numbers: predicted against true, residuals and the largest errors."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ def regression_sections(frame: pd.DataFrame, targets: Sequence[str], most: int =
     first = min(list(frame.columns).index(f"predicted_{name}") for name in targets)
     sections = [target_table(frame, targets)] if len(targets) > 1 else []
     for name in targets[:most]:
-        pair = frame[[name, f"predicted_{name}"]].apply(pd.to_numeric, errors="coerce").dropna()
+        pair: Any = frame[[name, f"predicted_{name}"]].apply(pd.to_numeric, errors="coerce").dropna()
         if len(pair):
             truth, predicted = pair[name].to_numpy(float), pair[f"predicted_{name}"].to_numpy(float)
             rows = frame.iloc[:, :first].loc[pair.index].reset_index(drop=True)
@@ -82,4 +83,4 @@ def _worst_values(name: str, truth: np.ndarray, predicted: np.ndarray, known: pd
     rows = [[*identity(known, int(i)), float(truth[i]), float(predicted[i]), float(predicted[i] - truth[i])] for i in order]
     header = [*map(str, known.columns), "true", "predicted", "residual"]
     html = table(header, rows, label=f"largest errors of {name}", row_heads=min(1, known.shape[1]))
-    return Section(f"{name}: largest errors", html=html, wide=len(header) > 6)
+    return Section(f"{name}: largest errors", html=html, wide=len(header) > 5)

@@ -12,7 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, MetricCollection, PearsonCorrCoef, R2Score, SpearmanCorrCoef
+from torchmetrics import (
+    MeanAbsoluteError,
+    MeanSquaredError,
+    Metric,
+    MetricCollection,
+    PearsonCorrCoef,
+    R2Score,
+    SpearmanCorrCoef,
+)
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassAUROC,
@@ -96,6 +104,7 @@ class Classification(Task):
     """
 
     name = "classification"
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -113,7 +122,9 @@ class Classification(Task):
         if isinstance(class_weights, str):
             class_weights = balanced_weights(class_weights, class_counts)
         if class_weights is not None and len(class_weights) != len(self.labels):
-            raise ConfigError(f"task.class_weights must hold {len(self.labels)} numbers, one per label; found {len(class_weights)}")
+            raise ConfigError(
+                f"task.class_weights must hold {len(self.labels)} numbers, one per label; found {len(class_weights)}"
+            )
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -125,7 +136,7 @@ class Classification(Task):
 
     def metrics(self) -> MetricCollection:
         n = len(self.labels)
-        found: dict[str, Metric] = {
+        found: dict[str, Metric | MetricCollection] = {
             "accuracy": MulticlassAccuracy(n, average="micro", validate_args=False),
             "mcc": MulticlassMatthewsCorrCoef(n, validate_args=False),
             "f1": MulticlassF1Score(n, average="macro", validate_args=False),
@@ -133,7 +144,8 @@ class Classification(Task):
         if n == 2:
             found |= {"auroc": BinaryScores("auroc"), "auprc": BinaryScores("auprc")}
         else:
-            found |= {"auroc": MulticlassAUROC(n, validate_args=False), "auprc": MulticlassAveragePrecision(n, validate_args=False)}
+            found["auroc"] = MulticlassAUROC(n, validate_args=False)
+            found["auprc"] = MulticlassAveragePrecision(n, validate_args=False)
         return MetricCollection(found, compute_groups=False)
 
     def update(self, metrics: MetricCollection, outputs: Tensor, batch: Batch) -> None:
@@ -252,7 +264,7 @@ class Regression(Task):
 
     def metrics(self) -> MetricCollection:
         n = len(self.labels)
-        found: dict[str, Metric] = {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2Score()}
+        found: dict[str, Metric | MetricCollection] = {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2Score()}
         if n == 1:
             found |= {"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef()}
         return MetricCollection(found, compute_groups=False)

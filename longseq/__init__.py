@@ -4,12 +4,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longseq.version import __version__
+
 # In a checkout the folders domains, pipelines and configs stand beside this package, not inside it.
 # An installed package has them inside (setup.py maps them), and then this line changes nothing.
 if not (Path(__file__).parent / "domains").is_dir():
     __path__.append(str(Path(__file__).parent.parent))
-
-__version__ = "0.1.0"
 
 _PUBLIC = {
     "create_backbone": "longseq.registry",
@@ -22,7 +22,18 @@ _PUBLIC = {
     "load_model": "longseq.checkpoint",
     "save_model": "longseq.checkpoint",
 }
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604  the names are strings; ruff cannot see into the dict
+__all__ = [
+    "Backbone",
+    "Mixer",
+    "SequenceModel",
+    "Stack",
+    "__version__",
+    "create_backbone",
+    "list_backbones",
+    "load_model",
+    "register_backbone",
+    "save_model",
+]
 
 if TYPE_CHECKING:
     from longseq.backbone import Backbone, Mixer, Stack

@@ -6,7 +6,7 @@ are equal for positions of one packed document, and documents packed in one row 
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +82,8 @@ class Backbone(Mixer):
             raise TypeError(f"x must be floating point, found {x_BLD.dtype}: embed token ids first (longseq.embeddings)")
         if x_BLD.ndim != 3 or x_BLD.shape[-1] != self.d_model:
             raise ValueError(f"x must be (batch, length, d_model={self.d_model}), found {tuple(x_BLD.shape)}")
-        if torch.compiler.is_exporting():
+        # Within torch.compile `is_exporting` is true as well (torch 2.11).
+        if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
             return
         if x_BLD.shape[1] == 0:
             raise ValueError("x has length 0; the shortest sequence is one position")
@@ -120,8 +121,9 @@ def state_tensors(state: State) -> list[Tensor]:
 
 
 def state_bytes(state: State) -> int:
-    """Memory that a state takes, in bytes."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in state_tensors(state))
+    """Memory that a state takes, in bytes; what is expanded over the batch counts once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state_tensors(state)}
+    return sum(storages.values())
 
 
 def zero_padding(x_BLD: Tensor, mask_BL: Tensor | None) -> Tensor:
@@ -229,12 +231,16 @@ class Stack(Backbone):
         limits = [mixer.max_length for mixer in mixers if mixer.max_length is not None]
         self.max_length = min(limits) if limits else None
 
+    def layers(self) -> list[Block]:
+        """The blocks in order."""
+        return cast(list[Block], list(self.blocks))
+
     def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None, segment_ids_BL: Tensor | None = None) -> Tensor:
         self.check_input(x_BLD, mask_BL, segment_ids_BL)
         x_BLD = zero_padding(x_BLD, mask_BL)
-        for block in self.blocks:
+        for block in self.layers():
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x_BLD = checkpoint(block, x_BLD, mask_BL, segment_ids_BL, use_reentrant=False)
+                x_BLD = cast(Tensor, checkpoint(block, x_BLD, mask_BL, segment_ids_BL, use_reentrant=False))
             else:
                 x_BLD = block(x_BLD, mask_BL, segment_ids_BL)
         return zero_padding(self.final_norm(x_BLD), mask_BL)
@@ -242,7 +248,7 @@ class Stack(Backbone):
     def init_state(self, batch_size: int) -> State:
         if not self.can_step:
             raise self.cannot_step()
-        return [block.mixer.init_state(batch_size) for block in self.blocks]
+        return [block.mixer.init_state(batch_size) for block in self.layers()]
 
     def forward_chunk(self, x_BLD: Tensor, state: State, mask_BL: Tensor | None = None) -> tuple[Tensor, State]:
         if not self.can_step:
@@ -251,7 +257,7 @@ class Stack(Backbone):
         self.check_state(x_BLD.shape[0], state)
         x_BLD = zero_padding(x_BLD, mask_BL)
         new_state = []
-        for block, block_state in zip(self.blocks, state, strict=True):
+        for block, block_state in zip(self.layers(), state, strict=True):
             x_BLD, block_state = block.forward_chunk(x_BLD, block_state, mask_BL)
             new_state.append(block_state)
         return zero_padding(self.final_norm(x_BLD), mask_BL), new_state
@@ -261,7 +267,7 @@ class Stack(Backbone):
             raise self.cannot_step()
         self.check_state(x_BD.shape[0], state)
         new_state = []
-        for block, block_state in zip(self.blocks, state, strict=True):
+        for block, block_state in zip(self.layers(), state, strict=True):
             x_BD, block_state = block.step(x_BD, block_state)
             new_state.append(block_state)
         return self.final_norm(x_BD), new_state

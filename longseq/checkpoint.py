@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-import longseq
 from longseq.errors import CheckpointError
 from longseq.model import SequenceModel, build_model
+from longseq.version import __version__
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
@@ -63,7 +63,7 @@ def save_model(model: SequenceModel, folder: str | Path, *, extra: dict[str, str
         OSError: when the disk is full or not writable; nothing half-written is left behind.
     """
     folder = Path(folder)
-    config = {"format": FORMAT, "longseq": longseq.__version__, **model.config}
+    config = {"format": FORMAT, "longseq": __version__, **model.config}
     # A tied matrix stands once: safetensors refuses shared memory, and loading ties it again.
     seen: dict[int, str] = {}
     weights = {}

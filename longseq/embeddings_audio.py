@@ -113,7 +113,9 @@ class LogMelEmbedding(nn.Module):
         n_fft = 1 << (self.window - 1).bit_length()
         top = sample_rate_hz / 2 if f_max is None else f_max
         if not 0 <= f_min < top <= sample_rate_hz / 2:
-            raise ValueError(f"f_min={f_min} and f_max={f_max} must be 0 <= f_min < f_max <= {sample_rate_hz / 2}, half the rate")
+            raise ValueError(
+                f"f_min={f_min} and f_max={f_max} must be 0 <= f_min < f_max <= {sample_rate_hz / 2}, half the rate"
+            )
         # They follow from the options: a checkpoint need not hold them.
         self.register_buffer("basis", fourier_basis(self.window, n_fft), persistent=False)
         self.register_buffer("filters", mel_filters(n_fft, sample_rate_hz, n_mels, f_min, top), persistent=False)
@@ -138,7 +140,11 @@ class LogMelEmbedding(nn.Module):
         with torch.autocast(x_BT.device.type, enabled=False):
             x_BT = as_samples(x_BT, mask_BT).float()
             before = (self.window - self.stride) // 2
-            x_BKL = F.conv1d(pad_to_stride(x_BT.unsqueeze(1), self.stride, before, self.window - self.stride - before), self.basis.float(), stride=self.stride)
+            x_BKL = F.conv1d(
+                pad_to_stride(x_BT.unsqueeze(1), self.stride, before, self.window - self.stride - before),
+                self.basis.float(),
+                stride=self.stride,
+            )
             real_BKL, imaginary_BKL = x_BKL.chunk(2, dim=1)
             energy_BLM = (real_BKL.square() + imaginary_BKL.square()).transpose(1, 2) @ self.filters.float()
             return (self.transform(energy_BLM.clamp(min=self.floor).log()) - self.mean.float()) / self.std.float()

@@ -43,7 +43,13 @@ class SeriesNormalizer(nn.Module):
     floor_C: Tensor
 
     def __init__(
-        self, mean: Sequence[float], std: Sequence[float], floor: Sequence[float], *, instance: str = "revin", affine: bool = False
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        floor: Sequence[float],
+        *,
+        instance: str = "revin",
+        affine: bool = False,
     ) -> None:
         super().__init__()
         if instance not in INSTANCE:
@@ -105,11 +111,16 @@ class SeriesEmbedding(nn.Module):
         mean: see `SeriesNormalizer`; 0 for every channel if not given.
         std: 1 for every channel if not given.
         floor: one thousandth of `std` if not given.
+        covariate_mean: of each covariate in train; 0 if not given.
+        covariate_std: 1 if not given.
         instance: see `SeriesNormalizer`.
         affine: see `SeriesNormalizer`.
         flags: tell the network which values are missing, and mask tokens in front of a series' beginning.
         dropout: on the tokens.
     """
+
+    covariate_mean_K: Tensor
+    covariate_std_K: Tensor
 
     def __init__(
         self,
@@ -122,6 +133,8 @@ class SeriesEmbedding(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         floor: Sequence[float] | None = None,
+        covariate_mean: Sequence[float] | None = None,
+        covariate_std: Sequence[float] | None = None,
         instance: str = "revin",
         affine: bool = False,
         flags: bool = False,
@@ -134,6 +147,10 @@ class SeriesEmbedding(nn.Module):
         std = [1.0] * n_channels if std is None else std
         floor = [1e-3 * value for value in std] if floor is None else floor
         self.normalizer = SeriesNormalizer(mean, std, floor, instance=instance, affine=affine)
+        self.register_buffer(
+            "covariate_mean_K", torch.tensor(list(covariate_mean or [0.0] * n_covariates), dtype=torch.float32)
+        )
+        self.register_buffer("covariate_std_K", torch.tensor(list(covariate_std or [1.0] * n_covariates), dtype=torch.float32))
         self.dropout = nn.Dropout(dropout)
 
     @property
@@ -160,8 +177,9 @@ class SeriesEmbedding(nn.Module):
         return x_BLC
 
     def covariates(self, inputs: Tensor) -> Tensor:
-        """The covariates `(B, L + F, K)`; zero, their mean, where they are not known."""
-        return torch.nan_to_num(inputs[:, :, self.n_channels :].float())
+        """The standardised covariates `(B, L + F, K)`; zero, their mean, where they are not known."""
+        known_BTK = (inputs[:, :, self.n_channels :].float() - self.covariate_mean_K) / self.covariate_std_K
+        return torch.where(torch.isnan(known_BTK), 0.0, known_BTK)
 
     def statistics(self, inputs: Tensor, mask_BL: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Shift and scale of the windows, `(B, 1, C)` each, in original units."""
@@ -387,7 +405,9 @@ class ForecastHead(nn.Module):
         self.spread = None
         if self.n_spread:
             self.spread = nn.Sequential(
-                nn.Linear(width if self.per_channel else rank, rank), nn.GELU(), nn.Linear(rank, horizon * columns * self.n_spread)
+                nn.Linear(width if self.per_channel else rank, rank),
+                nn.GELU(),
+                nn.Linear(rank, horizon * columns * self.n_spread),
             )
         self.skip = nn.Linear(lookback, horizon) if linear_skip else None
         if self.skip is not None:
@@ -437,6 +457,7 @@ class ForecastHead(nn.Module):
         # Calibration belongs to the answer, not to what is trained.
         if not self.training:
             deltas_BFCQ = deltas_BFCQ + self.offset_FCQ
+            deltas_BFCQ = in_order(deltas_BFCQ)
         scale_B1C1 = scale_B1C.unsqueeze(-1)
         quantiles_BFCQ = (location_BFC.unsqueeze(-1) + deltas_BFCQ) * scale_B1C1 + shift_B1C.unsqueeze(-1)
         if not more:
@@ -480,11 +501,28 @@ def student_t_quantile(z_Q: Tensor, freedom: Tensor) -> Tensor:
     return z_Q + sum(term / freedom**k for k, term in enumerate(terms, start=1))
 
 
+def in_order(deltas_BFCQ: Tensor) -> Tensor:
+    """Quantiles' distances from the middle one that never fall towards the outside, however far calibration moved them."""
+    found = list(deltas_BFCQ.unbind(-1))
+    half = len(found) // 2
+    for i in range(half + 1, len(found)):
+        found[i] = torch.maximum(found[i], found[i - 1])
+    for i in reversed(range(half)):
+        found[i] = torch.minimum(found[i], found[i + 1])
+    return torch.stack(found, -1)
+
+
 def check_quantiles(quantiles: Sequence[float]) -> None:
     """Raises ValueError unless quantiles rise, are symmetric about 0.5 and lie between 0 and 1."""
     values = list(quantiles)
     symmetric = all(abs(a + b - 1) < 1e-6 for a, b in zip(values, reversed(values), strict=True))
-    if not values or len(values) % 2 == 0 or not symmetric or values != sorted(set(values)) or not 0 < values[0] <= values[-1] < 1:
+    if (
+        not values
+        or len(values) % 2 == 0
+        or not symmetric
+        or values != sorted(set(values))
+        or not 0 < values[0] <= values[-1] < 1
+    ):
         raise ValueError(
             f"quantiles must rise between 0 and 1, be symmetric about 0.5 and hold it, such as [0.1, 0.5, 0.9]; found {values}"
         )

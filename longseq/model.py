@@ -20,9 +20,7 @@ class SequenceModel(nn.Module):
         config: what `build_model` needs to build it again; kept and saved, not read.
     """
 
-    def __init__(
-        self, embedding: nn.Module, backbone: Backbone, head: nn.Module, config: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, embedding: nn.Module, backbone: Backbone, head: nn.Module, config: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.embedding = embedding
         self.backbone = backbone

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from longseq.backbone import Backbone, Mixer, Stack
+from longseq.layers.bidirectional import Bidirectional, Merge
+from longseq.layers.reverse_complement import ReverseComplement
+from longseq.layers.scan_orders import Reordered
 
 ENTRY_POINTS = "longseq.backbones"
 Builder = TypeVar("Builder", bound=Callable[..., Any])
@@ -73,7 +76,8 @@ def register_backbone(
     """
     unknown = set(stack) - STACK_OPTIONS
     if unknown:
-        raise ValueError(f"register_backbone({name!r}): unknown Stack options {sorted(unknown)}; known: {sorted(STACK_OPTIONS)}")
+        known = ", ".join(sorted(STACK_OPTIONS))
+        raise ValueError(f"register_backbone({name!r}): unknown Stack options {sorted(unknown)}; known: {known}")
 
     def register(build: Builder) -> Builder:
         held = _registered.get(name)
@@ -146,7 +150,7 @@ def create_backbone(
     pattern: Sequence[str] | None = None,
     pattern_options: dict[str, dict[str, Any]] | None = None,
     bidirectional: bool = False,
-    merge: str = "add",
+    merge: Merge = "add",
     share: bool = False,
     reverse_complement: bool = False,
     scan_orders: Sequence[str] | None = None,
@@ -180,11 +184,14 @@ def create_backbone(
     wrapped = bool(bidirectional or reverse_complement or pattern or scan_orders)
     if not info.is_mixer:
         if wrapped:
-            raise ValueError(f"{name!r} is a whole network: bidirectional, reverse_complement, pattern and scan_orders need layers")
+            raise ValueError(
+                f"{name!r} is a whole network: bidirectional, reverse_complement, pattern and scan_orders need layers"
+            )
         _check_options(info, options, with_stack=False)
         return info.build(d_model=d_model, n_layers=n_layers, **options)
     _check_options(info, options, with_stack=True)
-    stack = {**info.stack, **{key: options.pop(key) for key in list(options) if key in STACK_OPTIONS and key not in info.options()}}
+    for_stack = [key for key in options if key in STACK_OPTIONS and key not in info.options()]
+    stack = {**info.stack, **{key: options.pop(key) for key in for_stack}}
     own = {name: options, **(pattern_options or {})}
     kinds = [(pattern or [name])[i % len(pattern or [name])] for i in range(n_layers)]
     width = _strand_width(d_model) if reverse_complement else d_model
@@ -196,13 +203,11 @@ def create_backbone(
     inner = Stack(mixers, width, **stack)
     if not reverse_complement:
         return inner
-    from longseq.layers.reverse_complement import ReverseComplement
-
     return ReverseComplement(inner)
 
 
 def _create_layer(
-    kind: str, d_model: int, n_layers: int, index: int, options: dict[str, Any], bidirectional: bool, merge: str, share: bool
+    kind: str, d_model: int, n_layers: int, index: int, options: dict[str, Any], bidirectional: bool, merge: Merge, share: bool
 ) -> Mixer:
     def build() -> Mixer:
         return create_mixer(kind, d_model, n_layers=n_layers, layer_index=index, **options)
@@ -210,14 +215,10 @@ def _create_layer(
     mixer = build()
     if not (bidirectional and mixer.causal):
         return mixer
-    from longseq.layers.bidirectional import Bidirectional
-
     return Bidirectional(mixer, mixer if share else build(), d_model, merge=merge)
 
 
 def _reorder(mixers: list[Mixer], scan_orders: Sequence[str], grid: Sequence[int] | None) -> list[Mixer]:
-    from longseq.layers.scan_orders import Reordered
-
     if grid is None:
         raise ValueError("scan_orders needs grid, the input's sizes (H, W) or (T, H, W)")
     return [Reordered(mixer, scan_orders[i % len(scan_orders)], tuple(grid)) for i, mixer in enumerate(mixers)]

@@ -123,7 +123,7 @@ class StopOnNaN(L.Callback):
         bad = ~torch.isfinite(loss.detach()) & (self._first_bad < 0)
         self._first_bad = torch.where(bad, step, self._first_bad)
         on_cpu = self._first_bad.device.type == "cpu"
-        if on_cpu or trainer.global_step % max(1, trainer.log_every_n_steps) == 0 or trainer.is_last_batch:
+        if on_cpu or (batch_idx + 1) % max(1, int(getattr(trainer, "log_every_n_steps", 1))) == 0 or trainer.is_last_batch:
             self.check()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -135,7 +135,8 @@ class StopOnNaN(L.Callback):
             return
         raise LongseqError(
             f"the loss became NaN or infinite at step {step}; the last good checkpoint is kept. "
-            "Lower optimizer.lr, raise schedule.warmup, or set trainer.precision=32-true; trainer.detect_anomaly=true finds the layer"
+            "Lower optimizer.lr, raise schedule.warmup, or set trainer.precision=32-true; "
+            "trainer.detect_anomaly=true finds the layer"
         )
 
 
@@ -152,6 +153,6 @@ class Progress(RichProgressBar):
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         found = trainer.progress_bar_metrics
-        shown = {"loss": found.get("train/loss_step"), "tokens/s": found.get("tokens/s")}
+        shown: dict[str, Any] = {"loss": found.get("train/loss_step"), "tokens/s": found.get("tokens/s")}
         shown[self.monitor] = trainer.callback_metrics.get(self.monitor)
         return {name: float(value) for name, value in shown.items() if value is not None}

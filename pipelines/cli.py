@@ -15,7 +15,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from longseq.errors import ConfigError, LongseqError
+from longseq.pipelines.demo import apply_demo
 from longseq.pipelines.run_folder import resume_from
+from longseq.version import __version__
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -52,9 +54,7 @@ def dispatch(args: list[str]) -> int:
         print(overview())
         return 0
     if args[0] in ("-V", "--version"):
-        import longseq
-
-        print(f"longseq {longseq.__version__}")
+        print(f"longseq {__version__}")
         return 0
     verb, rest = args[0], args[1:]
     if verb not in verbs():
@@ -88,7 +88,8 @@ def groups(folder: Path = CONFIGS) -> dict[str, list[str]]:
     """Config groups with their choices, nested ones as `dna/gue_tf0`."""
     found = {}
     for group in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_"))):
-        found[group.name] = sorted(str(path.relative_to(group).with_suffix("")) for path in group.rglob("*.yaml"))
+        choices = (path.relative_to(group).with_suffix("") for path in group.rglob("*.yaml"))
+        found[group.name] = sorted(str(choice) for choice in choices if not choice.name.startswith("_"))
     return found
 
 
@@ -152,7 +153,9 @@ def run_with_config(verb: str, args: list[str]) -> int:
         sys.argv = [sys.argv[0], verb, *own]
         HydraConfig.instance().cfg = None
         try:
-            result = load_verb(verb).run(resume_from(cfg, own) if "resume" in cfg else cfg)
+            if "resume" in cfg:
+                cfg = resume_from(apply_demo(cfg, own), own)
+            result = load_verb(verb).run(cfg)
             code = max(code, int(result.get("exit_code", 0)) if isinstance(result, dict) else 0)
         except BaseException as error:
             # Hydra would print a line of its own about it; the first failure ends a sweep.
@@ -186,18 +189,26 @@ def check_overrides(verb: str, overrides: list[str]) -> list[str]:
     plain = []
     for override in overrides:
         match = GROUP_OVERRIDE.match(override)
-        if match is None or "=" not in override and not override.startswith("~"):
+        if match is None or ("=" not in override and not override.startswith("~")):
             raise ConfigError(f"{override!r} is not an override; expected key=value, such as backbone.d_model=128")
         key, value = match["key"], match["value"] or ""
         if key.split("@")[0] in known_groups:
             check_choice(key.split("@")[0], value, known_groups)
             plain.append(override if not is_sweep(value) else f"{key}={value.split(',')[0]}")
-        elif override.startswith(("+", "~")) or key.startswith("hydra"):
+        elif override.startswith("~") or key.startswith("hydra"):
             continue
         else:
-            plain.append(f"{key}=null")
-    opened = compose_and_check_keys(verb, plain, known_groups)
-    return [f"+{o}" if o.split("=")[0] in opened else o for o in overrides]
+            plain.append(override.split("=")[0] + "=null")
+    known, opened = compose_and_check_keys(verb, plain, known_groups)
+    return [add_or_set(override, known, opened) for override in overrides]
+
+
+def add_or_set(override: str, known: set[str], opened: set[str]) -> str:
+    """The override with the + that Hydra wants: for keys that are new, in open places, and for no others."""
+    key = override.split("=")[0].lstrip("+")
+    if override.startswith("+") and key in known:
+        return override.lstrip("+")
+    return f"+{override}" if key in opened and not override.startswith("+") else override
 
 
 def is_sweep(value: str) -> bool:
@@ -214,13 +225,16 @@ def check_choice(group: str, value: str, known_groups: dict[str, list[str]]) -> 
         if group == "backbone" and ":" in choice:
             continue
         raise ConfigError(
-            f"{group} has no choice {choice!r}{nearest(choice, known_groups[group])}. "
-            f"Choices: {', '.join(known_groups[group])}"
+            f"{group} has no choice {choice!r}{nearest(choice, known_groups[group])}. Choices: {', '.join(known_groups[group])}"
         )
 
 
-def compose_and_check_keys(verb: str, overrides: list[str], known_groups: dict[str, list[str]]) -> set[str]:
-    """Composes the groups alone, looks every other key up in the result, and returns those that stand in open places."""
+def compose_and_check_keys(verb: str, overrides: list[str], known_groups: dict[str, list[str]]) -> tuple[set[str], set[str]]:
+    """Composes the groups alone and looks every other key up in the result.
+
+    Returns:
+        The keys that the config has, and those that stand in open places.
+    """
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
 
@@ -228,8 +242,15 @@ def compose_and_check_keys(verb: str, overrides: list[str], known_groups: dict[s
     GlobalHydra.instance().clear()
     with initialize_config_module("longseq.configs", version_base="1.3"):
         config = compose(verb, overrides=choices)
-    keys = [override.split("=")[0] for override in overrides if override not in choices]
-    return {key for key in keys if check_key(config, key, [*known_groups])}
+    known, opened = set(), set()
+    for key in (override.split("=")[0] for override in overrides if override not in choices):
+        try:
+            (opened if check_key(config, key.lstrip("+"), [*known_groups]) else known).add(key.lstrip("+"))
+        except ConfigError:
+            # With a + it may be new.
+            if not key.startswith("+"):
+                raise
+    return known, opened
 
 
 def check_key(config: Any, key: str, group_names: list[str]) -> bool:

@@ -19,10 +19,10 @@ from longseq.checkpoint import load_into, save_model, write_atomically
 from longseq.domains.base import DomainData, DomainModule
 from longseq.domains.tasks import Task
 from longseq.errors import ConfigError
+from longseq.model import SequenceModel, build_model
 from longseq.pipelines import console
 from longseq.pipelines.callbacks import LAST, RunCheckpoints
 from longseq.pipelines.results import environment, gather_predictions, write_metrics
-from longseq.model import SequenceModel, build_model
 from longseq.pipelines.run_folder import MODEL, PREDICTIONS, open_run_folder
 from longseq.registry import create_backbone
 
@@ -163,8 +163,9 @@ def train(trainer: L.Trainer, module: DomainModule, data: DomainData, cfg: "Dict
 
 
 def best_checkpoint(trainer: L.Trainer) -> tuple[Path | None, dict[str, float]]:
-    """The best checkpoint and its validation metrics; None if no validation has chosen one, and training's last weights count."""
-    keeper = next((c for c in trainer.checkpoint_callbacks if isinstance(c, RunCheckpoints)), None)
+    """The best checkpoint and its validation metrics; None if no validation has chosen one: then the last weights count."""
+    keepers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, RunCheckpoints)]
+    keeper = keepers[0] if keepers else None
     if keeper is None or not keeper.best.is_file():
         return None, {}
     return keeper.best, {name.removeprefix("val/"): value for name, value in keeper.best_metrics.items()}

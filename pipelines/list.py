@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -129,7 +130,7 @@ def build_backbone(name: str) -> BackboneFacts:
         return facts
     forms = {}
     # Whichever forms its own option allows: some are causal by default, some are not, some can be either.
-    choices: list[dict[str, bool]] = [{}]
+    choices: list[dict[str, Any]] = [{}]
     if "causal" in backbone_info(name).options():
         choices += [{"causal": True}, {"causal": False}]
     for options in choices:
@@ -141,7 +142,7 @@ def build_backbone(name: str) -> BackboneFacts:
     return BackboneFacts(name, facts.summary, direction, steps, facts.cost, facts.paper)
 
 
-def build_tiny(name: str, **options: bool) -> tuple[bool, bool] | None:
+def build_tiny(name: str, **options: Any) -> tuple[bool, bool] | None:
     """Whether one layer of it is causal and whether it can step; None if it cannot be built with these options."""
     from longseq.registry import create_backbone
 

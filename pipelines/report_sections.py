@@ -74,7 +74,8 @@ def results(files: RunFiles) -> Section:
     model = next(iter(rows))
     if not rows[model]:
         return Section("Test metrics", html="<p>None were measured.</p>")
-    names = sorted(dict.fromkeys(name for row in rows.values() for name in row), key=lambda name: name != files.monitor)
+    found = dict.fromkeys(name for row in rows.values() for name in row)
+    names = sorted(found, key=lambda name: (name != files.monitor, name == "loss"))
     best = {name: best_value(files, name, rows) for name in names}
     arrows = {True: " ↑", False: " ↓", None: ""}
     header = ["", *(name + arrows[files.higher_is_better(name)] for name in names)]
@@ -161,8 +162,9 @@ def share(value: Any, total: int) -> Any:
 def counted(key: str, value: Any) -> Html:
     """The value; with a mark if rows of the test set also stand in train."""
     number = re.match(r"[\d,]+", str(value))
-    leaks = "leak" in key.lower() and "removed" not in key.lower() and number is not None
-    mark = '<span class="mark">Leak</span> ' if leaks and int(number[0].replace(",", "")) > 0 else ""
+    leaks = "leak" in key.lower() and "removed" not in key.lower()
+    found = leaks and number is not None and int(number[0].replace(",", "")) > 0
+    mark = '<span class="mark">Leak</span> ' if found else ""
     return Html(mark + escape(short(value)))
 
 

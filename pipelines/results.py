@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-import longseq
 from longseq.checkpoint import write_atomically
 from longseq.domains.base import DomainData, DomainModule
 from longseq.pipelines.run_folder import METRICS
+from longseq.version import __version__
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "torchaudio", "timm", "numpy", "scikit-learn", "transformers", "triton")
 
@@ -66,7 +66,7 @@ def plain(value: Any) -> Any:
 def environment(trainer: L.Trainer) -> dict[str, Any]:
     """Versions and hardware."""
     found: dict[str, Any] = {
-        "longseq": longseq.__version__,
+        "longseq": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "command": " ".join(["longseq", *sys.argv[1:]]),

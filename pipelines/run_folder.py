@@ -71,7 +71,9 @@ def resume_from(cfg: "DictConfig", overrides: list[str]) -> "DictConfig":
     if folder.suffix == ".ckpt":
         folder = folder.parent.parent
     if not (folder / "checkpoints" / "last.ckpt").is_file():
-        raise ConfigError(f"cannot resume {folder}: it has no checkpoints/last.ckpt (no epoch was finished, or it is not a run folder)")
+        raise ConfigError(
+            f"cannot resume {folder}: it has no checkpoints/last.ckpt (no epoch was finished, or it is not a run folder)"
+        )
     return _merge(folder, cfg, overrides)
 
 

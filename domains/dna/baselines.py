@@ -111,7 +111,7 @@ class KmerLinear:
         n_classes: Number of classes, for classification.
         ks: Values of k to try.
 
-    Cost: two fits for each k and four more; about 2 s for 32,000 sequences of 100 bases.
+    Cost: two fits for each k and four more; about 5 s for 32,000 sequences of 100 bases.
     """
 
     def __init__(

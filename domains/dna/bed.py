@@ -48,8 +48,8 @@ def read_bed(path: Path) -> tuple[pd.DataFrame, NDArray[np.int64]]:
     rows: list[list[str]] = []
     lines: list[int] = []
     names: list[str] | None = None
-    with open_binary(path) as handle:
-        for number, line in enumerate(io.TextIOWrapper(handle, encoding="utf-8", errors="replace"), start=1):
+    with open_binary(path) as handle, io.TextIOWrapper(handle, encoding="utf-8", errors="replace") as table:
+        for number, line in enumerate(table, start=1):
             text = line.rstrip("\r\n")
             fields = text.split("\t") if "\t" in text else text.split()
             if not fields or text.startswith(("track", "browser")):

@@ -102,7 +102,7 @@ class DNAData(DomainData):
         stride: int | None = None,
         mask_fraction: float = 0.15,
         cache_dir: str | None = None,
-        demo_rows: int = 2000,
+        demo_rows: int = 1000,
     ) -> None:
         super().__init__(task=task, batch_size=batch_size, max_tokens=max_tokens, num_workers=num_workers, seed=seed)
         if on_long not in ("crop", "error"):

@@ -181,9 +181,10 @@ def _fastq(handle: ByteReader, path: Path) -> Iterator[tuple[str, bytes]]:
 
     number = 0
     try:
-        for header, sequence, _ in FastqGeneralIterator(io.TextIOWrapper(handle, encoding="latin-1")):
-            number += 1
-            yield header, sequence.encode("ascii", "replace")
+        with io.TextIOWrapper(handle, encoding="latin-1") as text:
+            for header, sequence, _ in FastqGeneralIterator(text):
+                number += 1
+                yield header, sequence.encode("ascii", "replace")
     except ValueError as error:
         raise DataError(f"{path}, record {number + 1}: not a FASTQ record: {error}") from error
 
@@ -197,9 +198,10 @@ def _genbank(handle: ByteReader, path: Path) -> Iterator[tuple[str, bytes]]:
         # Biopython warns of unusual LOCUS lines and annotations; only the sequence is used here.
         warnings.simplefilter("ignore", BiopythonWarning)
         try:
-            for record in SeqIO.parse(io.TextIOWrapper(handle, encoding="utf-8", errors="replace"), "genbank"):
-                number += 1
-                yield f"{record.id} {record.description}", bytes(record.seq)
+            with io.TextIOWrapper(handle, encoding="utf-8", errors="replace") as text:
+                for record in SeqIO.parse(text, "genbank"):
+                    number += 1
+                    yield f"{record.id} {record.description}", bytes(record.seq)
         except UndefinedSequenceError as error:
             raise DataError(
                 f"{path}, record {number}: the GenBank record holds no sequence (features only); "

@@ -130,7 +130,7 @@ class Genome:
                     return False
                 raise DataError(f"{self.path}: not a FASTA file: {error}") from error
             except ValueError as error:
-                raise DataError(f"{self.path}: {error}") from error
+                raise DataError(f"{self.path}: {error}: record names must be unique within a genome") from error
             temporary.replace(target)
         return True
 

@@ -1,5 +1,7 @@
 """DNA's own pictures in the report: bits per base beside what four letters can hold, and errors by chromosome and length."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -30,7 +32,7 @@ def bits_per_base(run: RunFiles) -> list[Section]:
     return [Section("Bits per base", figure=section.figure, caption=caption, alt=section.alt) for section in drawn]
 
 
-def row_scores(predictions: pd.DataFrame | None) -> tuple[str, pd.Series] | None:
+def row_scores(predictions: pd.DataFrame | None) -> tuple[str, Any] | None:
     """What is averaged over groups of rows, with its name: whether a class is right, or a value's absolute error."""
     if predictions is None:
         return None
@@ -43,12 +45,12 @@ def row_scores(predictions: pd.DataFrame | None) -> tuple[str, pd.Series] | None
     return None
 
 
-def by_chromosome(predictions: pd.DataFrame, name: str, scores: pd.Series) -> list[Section]:
+def by_chromosome(predictions: pd.DataFrame, name: str, scores: Any) -> list[Section]:
     """The score on each chromosome of the test set, in the genome's order."""
-    if "chrom" not in predictions or predictions["chrom"].nunique() < 2:
+    if "chrom" not in predictions:
         return []
     groups = scores.groupby(predictions["chrom"].astype(str))
-    frame = pd.DataFrame({"rows": groups.size(), "score": groups.mean()})
+    frame: Any = pd.DataFrame({"rows": groups.size(), "score": groups.mean()})
     frame = frame[frame["rows"] >= FEWEST].sort_index(key=lambda index: index.map(chromosome_order))
     frame.index = pd.Index([f"{chrom}, {rows:,} rows" for chrom, rows in frame["rows"].items()])
     if len(frame) < 2:
@@ -63,18 +65,18 @@ def chromosome_order(name: str) -> tuple[int, int, str]:
     return (0, int(bare), "") if bare.isdigit() else (1, 0, bare)
 
 
-def by_length(predictions: pd.DataFrame, name: str, scores: pd.Series, n_groups: int = 5) -> list[Section]:
+def by_length(predictions: pd.DataFrame, name: str, scores: Any, n_groups: int = 5) -> list[Section]:
     """The score of shorter and of longer sequences, in groups of about as many rows."""
     column = next((c for c in ("length", "sequence_length") if c in predictions), None)
     if column is None:
         return []
-    lengths = pd.to_numeric(predictions[column], errors="coerce")
+    lengths: Any = pd.to_numeric(predictions[column], errors="coerce")
     if lengths.nunique() < n_groups:
         return []
-    bins = pd.qcut(lengths, n_groups, duplicates="drop")
+    bins: Any = pd.qcut(lengths, n_groups, duplicates="drop")
     groups = scores.groupby(bins, observed=True)
     spans = lengths.groupby(bins, observed=True)
-    frame = pd.DataFrame({"rows": groups.size(), "score": groups.mean(), "first": spans.min(), "last": spans.max()})
+    frame: Any = pd.DataFrame({"rows": groups.size(), "score": groups.mean(), "first": spans.min(), "last": spans.max()})
     frame.index = pd.Index([f"{int(row['first']):,} to {int(row['last']):,} bases" for _, row in frame.iterrows()])
     frame = frame[frame["rows"] >= FEWEST]
     if len(frame) < 2:
@@ -83,7 +85,7 @@ def by_length(predictions: pd.DataFrame, name: str, scores: pd.Series, n_groups:
     return _grouped("By length", name, "length", frame, float(scores.mean()), caption)
 
 
-def _grouped(title: str, name: str, group: str, frame: pd.DataFrame, mean: float, caption: str) -> list[Section]:
+def _grouped(title: str, name: str, group: str, frame: Any, mean: float, caption: str) -> list[Section]:
     known = frame[np.isfinite(frame["score"])]
     values = {str(key): float(value) for key, value in known["score"].items()}
     # A draft assembly has hundreds of scaffolds; a table holds them all.

@@ -70,8 +70,9 @@ def read_sequences(source: Source, **options: Any) -> SequenceTable:
     """Reads sequences, and their labels where there are any, from files of any supported format.
 
     Args:
-        source: A file; a glob pattern; a folder of class folders (also within train/ and test/) or of one file per
-            class; a list of files (tables are joined, of other files each is a class); or a dict class -> file(s).
+        source: A file; a glob pattern; a folder of class folders (also within train/ and test/), of files called
+            train, val (dev) and test, or of one file per class; a list of files (tables are joined, of other files
+            each is a class); or a dict class -> file(s).
         **options: The fields of `ReadOptions`:
             sequence_column, label_column, id_column: Columns of tables and BED files, by name or by number from 1.
                 A list of label columns gives labels of shape (N, K). label_column=None reads no labels.
@@ -164,7 +165,7 @@ def _read_files(files: list[Path], settings: ReadOptions) -> SequenceTable:
 
 
 def _read_folder(folder: Path, settings: ReadOptions) -> SequenceTable:
-    """A folder of class folders, of train/ and test/ folders of these, or of one file per class."""
+    """A folder of class folders, of train/ and test/ folders of these, of train and test files, or of a file per class."""
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     folders = [entry for entry in entries if entry.is_dir()]
     files = [entry for entry in entries if entry.is_file() and file_format(entry) in SUPPORTED_SUFFIXES]
@@ -173,16 +174,14 @@ def _read_folder(folder: Path, settings: ReadOptions) -> SequenceTable:
             f"{folder}: holds both folders ({folders[0].name}, ...) and sequence files ({files[0].name}, ...); "
             "give a folder per class, or a file per class"
         )
+    if files and all(class_stem(file).lower() in SPLIT_NAMES for file in files):
+        return concatenate_tables([_with_split(_read_file(file, settings), class_stem(file)) for file in files])
     if files:
         return _read_files(files, settings)
     if not folders:
         raise DataError(f"{folder}: holds no sequence file; supported are {', '.join(SUPPORTED_SUFFIXES)}, also .gz")
     if all(entry.name.lower() in SPLIT_NAMES for entry in folders):
-        parts = []
-        for entry in folders:
-            part = _read_folder(entry, settings)
-            parts.append(replace(part, frame=part.frame.assign(split=SPLIT_NAMES[entry.name.lower()])))
-        return concatenate_tables(parts)
+        return concatenate_tables([_with_split(_read_folder(entry, settings), entry.name) for entry in folders])
     parts = []
     for entry in folders:
         inside = sorted(file for file in entry.rglob("*") if file.is_file() and file_format(file) in RECORD_SUFFIXES)
@@ -190,6 +189,10 @@ def _read_folder(folder: Path, settings: ReadOptions) -> SequenceTable:
             raise DataError(f"{entry}: the class folder holds no sequence file ({', '.join(RECORD_SUFFIXES)}, also .gz)")
         parts.append(_with_class(_read_class_folder(inside, settings), entry.name))
     return concatenate_tables(parts)
+
+
+def _with_split(table: SequenceTable, name: str) -> SequenceTable:
+    return replace(table, frame=table.frame.assign(split=SPLIT_NAMES[name.lower()]))
 
 
 def _read_class_folder(files: list[Path], settings: ReadOptions) -> SequenceTable:

@@ -154,3 +154,8 @@ def check_grid(times: np.ndarray, frequency: Frequency) -> tuple[np.ndarray, np.
     repeated = np.flatnonzero(np.diff(places, prepend=-1) <= 0)
     off[repeated] = True
     return places, np.flatnonzero(off)
+
+
+def show(time: Any) -> str:
+    """A time for people: without a fraction of a second that is zero."""
+    return str(pd.Timestamp(time)) if isinstance(time, np.datetime64) else str(time)

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from longseq.domains.timeseries.frequency import Frequency
+from longseq.domains.timeseries.calendar_features import calendar_features
+from longseq.domains.timeseries.frequency import Frequency, show
+from longseq.errors import DataError
 
 
 @dataclass
@@ -25,6 +27,7 @@ class SeriesSet:
         n_targets: how many of them are forecast.
         covariates: names of the K + K' covariates.
         ahead: (S,) rows at the end of each series that hold only covariates.
+        calendar: cycles whose columns are the last of `known_TK`.
         labels_T: (T,) 0 or 1 for anomalies; NaN where it is not known; None without labels.
         source: the files, for messages.
         counts: what was filled, skipped and so on.
@@ -41,6 +44,7 @@ class SeriesSet:
     n_targets: int
     covariates: list[str]
     ahead: np.ndarray
+    calendar: Sequence[str] = ()
     labels_T: np.ndarray | None = None
     source: str = "the data"
     counts: dict[str, Any] = field(default_factory=dict)
@@ -80,6 +84,29 @@ class SeriesSet:
         """The times of consecutive rows."""
         return self.frequency.after(self.starts[series], np.arange(first, first + count))
 
+    def covariate_rows(self, series: int, first: int, count: int) -> np.ndarray:
+        """(count, K + K') covariates of consecutive rows; zeros in front of the series, calendar columns also behind its end.
+
+        Raises:
+            DataError: if a covariate that must be known ahead ends too early.
+        """
+        begin, end = int(self.offsets[series]), int(self.offsets[series + 1])
+        rows = np.zeros((count, self.n_covariates), dtype=np.float32)
+        n_known, n_calendar = self.known_TK.shape[1], 2 * len(self.calendar)
+        given = max(0, min(count, end - begin - first))
+        skip = max(0, -first)
+        rows[skip:given, :n_known] = self.known_TK[begin + first + skip : begin + first + given]
+        rows[:, n_known:] = self.static_SK[series]
+        if given < count and n_known > n_calendar:
+            raise DataError(
+                f"{self.name(series)}: {', '.join(self.covariates[: n_known - n_calendar])} must be known up to "
+                f"{show(self.time(series, first + count - 1))}, but the file ends at {show(self.time(series, end - begin - 1))}: add rows "
+                "with these covariates and empty values, or leave them out of data.known_covariates"
+            )
+        if given < count and n_calendar:
+            rows[given:, :n_known] = calendar_features(self.times(series, first + given, count - given), self.calendar)
+        return rows
+
     def select(self, chosen: Sequence[int]) -> "SeriesSet":
         """Some of the series."""
         rows = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in chosen]
@@ -96,6 +123,7 @@ class SeriesSet:
             n_targets=self.n_targets,
             covariates=self.covariates,
             ahead=self.ahead[list(chosen)],
+            calendar=self.calendar,
             labels_T=None if self.labels_T is None else self.labels_T[index],
             source=self.source,
             counts=self.counts,

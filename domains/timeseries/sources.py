@@ -12,7 +12,7 @@ import pandas as pd
 
 from longseq.domains.timeseries.calendar_features import calendar_features, calendar_names
 from longseq.domains.timeseries.files import Table, numbers, read_table, require_columns
-from longseq.domains.timeseries.frequency import Frequency, check_grid, infer_frequency
+from longseq.domains.timeseries.frequency import Frequency, check_grid, infer_frequency, show
 from longseq.domains.timeseries.series import SeriesSet
 from longseq.errors import ConfigError, DataError
 
@@ -256,11 +256,6 @@ def in_order(piece: Piece, on_bad: str, counts: dict[str, Any]) -> Piece:
     return Piece(piece.id, piece.table, piece.rows[keep], piece.times[keep], piece.values[keep])
 
 
-def show(time: Any) -> str:
-    """A time for people: without a fraction of a second that is zero."""
-    return str(pd.Timestamp(time)) if isinstance(time, np.datetime64) else str(time)
-
-
 def on_grid(piece: Piece, frequency: Frequency, options: ReadOptions, counts: dict[str, Any]) -> Piece:
     """The rows on the regular grid; steps that are not there become rows of NaN."""
     if options.gaps == "ignore" or len(piece.times) < 2:
@@ -338,6 +333,7 @@ def assemble(
         n_targets=n_targets,
         covariates=[*options.known_covariates, *calendar_names(options.calendar), *static_names],
         ahead=ahead,
+        calendar=tuple(options.calendar),
         labels_T=everything[:, -1] if options.anomaly_column else None,
         source=source,
         counts=counts,

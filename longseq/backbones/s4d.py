@@ -4,17 +4,16 @@ Paper: On the Parameterization and Initialization of Diagonal State Space Models
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from longseq.backbone import Mixer, State, zero_padding
-from longseq.layers.gated_output import GatedOutput
-from longseq.layers.hippo import DiagonalInit, diagonal_poles, log_uniform
-from longseq.layers.marks import mark
+from longseq.backbone import Mixer
+from longseq.layers.hippo import DiagonalInit, diagonal_poles
+from longseq.layers.linear_ssm import LinearSSM
 from longseq.ops.diagonal_ssm import Discretization, Implementation, diagonal_ssm, diagonal_ssm_kernel, diagonal_ssm_step
+from longseq.ops.diagonal_ssm.blocks import ChunkOperators
+from longseq.ops.diagonal_ssm.chunked import diagonal_operators
+from longseq.ops.diagonal_ssm.discretize import discretize
 from longseq.registry import register_backbone
-
-# Published rate of the recurrence's parameters: faster training makes it unstable, decay pulls it from its spectrum.
-SSM_LR = 1e-3
 
 
 @register_backbone(
@@ -25,10 +24,10 @@ SSM_LR = 1e-3
     state="d_model x d_state",
     mlp_ratio=0.0,
 )
-class S4DMixer(Mixer):
+class S4DMixer(LinearSSM, Mixer):
     """One S4D layer: `glu(linear(gelu(ssm(x) + D x)))`, with `h' = A h + B x`, `ssm(x) = 2 Re(C h)` per channel.
 
-    A is diagonal and complex and its poles start at the spectrum of HiPPO-LegS or close to it. Unlike Mamba nothing depends
+    A is diagonal and complex, and its poles start at the spectrum of HiPPO-LegS or close to it. Unlike Mamba nothing depends
     on the input, so one set of weights serves any sampling rate: see `rate`.
 
     Args:
@@ -73,107 +72,68 @@ class S4DMixer(Mixer):
         chunk_size: int = 64,
         implementation: Implementation = "auto",
     ) -> None:
-        super().__init__()
-        n_ssm = d_model if n_ssm is None else n_ssm
-        if n_ssm < 1 or d_model % n_ssm:
-            raise ValueError(f"n_ssm={n_ssm} must divide d_model={d_model}")
-        if not rate > 0.0:
-            raise ValueError(f"rate must be above 0, found {rate}")
-        self.d_model, self.causal, self.can_step, self.rate = d_model, causal, causal, rate
-        self.chunk_size = chunk_size
+        super().__init__(
+            d_model,
+            diagonal_poles(init, d_state),
+            dt_min=dt_min,
+            dt_max=dt_max,
+            n_ssm=n_ssm,
+            causal=causal,
+            inner_dropout=inner_dropout,
+            tie_dropout=tie_dropout,
+            rate=rate,
+            chunk_size=chunk_size,
+        )
         self.discretization: Discretization = discretization
         self.implementation: Implementation = implementation
-        real_N, imag_N, B_N2 = (t.float() for t in diagonal_poles(init, d_state))
-        pairs = real_N.shape[0]
-        self.log_dt = self._slow(log_uniform(d_model, dt_min, dt_max))
-        self.log_A_real = self._slow((-real_N).log().repeat(n_ssm, 1))
-        self.A_imag = self._slow(imag_N.repeat(n_ssm, 1))
-        self.B = self._slow(B_N2.repeat(n_ssm, 1, 1))
-        # One C per direction; real and imaginary parts of variance 1/2 each.
-        self.C = nn.Parameter(torch.randn(1 if causal else 2, d_model, pairs, 2) * 0.5**0.5)
-        self.D = mark(nn.Parameter(torch.randn(d_model)), weight_decay=0.0)
-        self.output = GatedOutput(d_model, inner_dropout, tie_dropout)
 
-    @staticmethod
-    def _slow(value: Tensor) -> nn.Parameter:
-        return mark(nn.Parameter(value), weight_decay=0.0, max_lr=SSM_LR)
-
-    def continuous(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """dt (D,), the real and imaginary parts of A (D, N/2), and B (D, N/2, 2), for the present `rate`, in fp32."""
-        dtype = torch.promote_types(self.log_dt.dtype, torch.float32)
-        tied = self.d_model // self.A_imag.shape[0]
-        dt_D = torch.exp(self.log_dt.to(dtype)) * self.rate
-        A_real_DN = -torch.exp(self.log_A_real.to(dtype)).repeat(tied, 1)
-        return dt_D, A_real_DN, self.A_imag.to(dtype).repeat(tied, 1), self.B.to(dtype).repeat(tied, 1, 1)
-
-    def kernel(self, length: int) -> Tensor:
-        """The convolution kernels, (directions, D, length): the impulse responses without D."""
-        dt_D, A_real_DN, A_imag_DN, B_DN2 = self.continuous()
-        taps = [
-            diagonal_ssm_kernel(dt_D, A_real_DN, A_imag_DN, C_DN2, length, B_DN2, discretization=self.discretization)
-            for C_DN2 in self.C
-        ]
-        return torch.stack(taps)
-
-    def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None, segment_ids_BL: Tensor | None = None) -> Tensor:
-        y_BLD, _ = self._run(x_BLD, None, mask_BL, segment_ids_BL)
-        if not self.causal:
-            y_BLD = y_BLD + self._run(x_BLD, None, mask_BL, segment_ids_BL, reverse=True)[0]
-        return self.output(y_BLD)
-
-    def init_state(self, batch_size: int) -> State:
-        """Zeros (B, D, N/2, 2): the state's real and imaginary parts."""
-        if not self.causal:
-            raise self.cannot_step()
-        dtype = torch.promote_types(self.C.dtype, torch.float32)
-        return torch.zeros(batch_size, *self.C.shape[1:], dtype=dtype, device=self.C.device)
-
-    def forward_chunk(self, x_BLD: Tensor, state: State, mask_BL: Tensor | None = None) -> tuple[Tensor, State]:
-        if not self.causal:
-            raise self.cannot_step()
-        y_BLD, state = self._run(x_BLD, state, mask_BL, None)
-        return self.output(y_BLD), state
-
-    def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
-        if not self.causal:
-            raise self.cannot_step()
-        dt_D, A_real_DN, A_imag_DN, B_DN2 = self.continuous()
-        y_BD, state = diagonal_ssm_step(
-            x_BD,
-            dt_D,
-            A_real_DN,
-            A_imag_DN,
-            self.C[0],
-            B_DN2,
-            self.D,
-            discretization=self.discretization,
-            state_BDN2=state,
-        )
-        return self.output(y_BD), state
-
-    def _run(
+    def run(
         self,
         x_BLD: Tensor,
-        state: Tensor | None,
+        direction: int,
+        state_BDN2: Tensor | None,
         mask_BL: Tensor | None,
         segment_ids_BL: Tensor | None,
-        *,
-        reverse: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        dt_D, A_real_DN, A_imag_DN, B_DN2 = self.continuous()
+        model = self.continuous()
         return diagonal_ssm(
-            zero_padding(x_BLD, mask_BL),
-            dt_D,
-            A_real_DN,
-            A_imag_DN,
-            self.C[1 if reverse else 0],
-            B_DN2,
-            None if reverse else self.D,
+            x_BLD,
+            model.dt_D,
+            model.A_real_DN,
+            model.A_imag_DN,
+            self.C[direction],
+            model.B_DN2,
+            self.D if direction == 0 else None,
             discretization=self.discretization,
-            initial_state_BDN2=state,
+            initial_state_BDN2=state_BDN2,
             mask_BL=mask_BL,
             segment_ids_BL=segment_ids_BL,
-            reverse=reverse,
+            reverse=direction == 1,
             chunk_size=self.chunk_size,
             implementation=self.implementation,
         )
+
+    def run_step(self, x_BD: Tensor, state_BDN2: Tensor) -> tuple[Tensor, Tensor]:
+        model = self.continuous()
+        return diagonal_ssm_step(
+            x_BD,
+            model.dt_D,
+            model.A_real_DN,
+            model.A_imag_DN,
+            self.C[0],
+            model.B_DN2,
+            self.D,
+            discretization=self.discretization,
+            state_BDN2=state_BDN2,
+        )
+
+    def chunk_operators(self, direction: int, size: int) -> ChunkOperators:
+        model = self.continuous()
+        poles = discretize(model.dt_D, model.A_real_DN, model.A_imag_DN, model.B_DN2, self.discretization)
+        return diagonal_operators(poles, self.C[direction].to(model.dt_D.dtype), size)
+
+    def kernel(self, length: int) -> Tensor:
+        model = self.continuous()
+        poles = (model.dt_D, model.A_real_DN, model.A_imag_DN)
+        taps = [diagonal_ssm_kernel(*poles, C_DN2, length, model.B_DN2, discretization=self.discretization) for C_DN2 in self.C]
+        return torch.stack(taps)

@@ -40,6 +40,7 @@ class SaShiMi(Backbone):
         unet: layers on the way down too, which helps where nothing is generated.
         mixer: a causal registered backbone made of layers.
         mixer_options: its own options.
+        d_state: the mixer's; None for its default.
         mlp_ratio: the MLP's hidden width over that of its resolution; 0 for none.
         dropout: on each branch's output.
 
@@ -64,6 +65,7 @@ class SaShiMi(Backbone):
         unet: bool = False,
         mixer: str = "s4d",
         mixer_options: dict[str, Any] | None = None,
+        d_state: int | None = None,
         mlp_ratio: float = 2.0,
         dropout: float = 0.0,
     ) -> None:
@@ -72,9 +74,10 @@ class SaShiMi(Backbone):
             raise ValueError(f"pool={list(pool)} and expand={expand}: expected whole numbers of 1 or more")
         self.d_model, self.pool = d_model, tuple(pool)
         widths = [d_model * expand**i for i in range(len(pool) + 1)]
+        own = {**({} if d_state is None else {"d_state": d_state}), **(mixer_options or {})}
 
         def layers(width: int) -> "Layers":
-            mixers = [create_mixer(mixer, width, n_layers=n_layers, layer_index=i, **(mixer_options or {})) for i in range(n_layers)]
+            mixers = [create_mixer(mixer, width, n_layers=n_layers, layer_index=i, **own) for i in range(n_layers)]
             return Layers([Block(m, width, "layer", 1e-5, True, mlp_ratio, "gelu", dropout, 0.0) for m in mixers])
 
         # From the coarsest resolution outwards.
@@ -110,6 +113,8 @@ class SaShiMi(Backbone):
     def _whole(self, x_BLD: Tensor) -> Tensor:
         """Rows without padding in front: what is filled up behind them is their future."""
         length, whole = x_BLD.shape[1], math.prod(self.pool)
+        if whole == 1:
+            return self.outer(x_BLD, length)
         # Export specialises on a symbolic count that may be one, so it gets a pool more than it needs.
         count = (length + whole - 1) // whole if isinstance(length, int) else (length + 2 * whole - 1) // whole
         y_BLD = self.outer(F.pad(x_BLD, (0, 0, 0, count * whole - length)), count * whole)

@@ -59,19 +59,26 @@ class ReverseComplement(Backbone):
             strands = self._run_stack(self.inner, strands, both, both_ids, order)
         else:
             strands = self.inner(strands, both, both_ids)
-        first_BLD, second_BLD = strands.chunk(2, dim=0)
+        first_BLD, second_BLD = _split(strands, x_BLD.shape[0])
         return zero_padding(torch.cat([first_BLD, order.reverse(second_BLD.flip(-1))], dim=-1), mask_BL)
 
     def _run_stack(
         self, stack: Stack, strands: Tensor, mask: Tensor | None, segment_ids: Tensor | None, order: RowOrder
     ) -> Tensor:
         for block in stack.blocks:
-            first, second = strands.flip(-1).chunk(2, dim=0)
+            first, second = _split(strands.flip(-1), strands.shape[0] // 2)
             strands = torch.cat([order.reverse(second), order.reverse(first)])
             strands = self._run_block(block, strands, mask, segment_ids)
         return stack.final_norm(strands)
 
     def _run_block(self, block: nn.Module, x: Tensor, mask: Tensor | None, segment_ids: Tensor | None) -> Tensor:
         if isinstance(self.inner, Stack) and self.inner.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, mask, segment_ids, use_reentrant=False)
+            y = checkpoint(block, x, mask, segment_ids, use_reentrant=False)
+            assert isinstance(y, Tensor)
+            return y
         return block(x, mask, segment_ids)
+
+
+def _split(strands: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    # Not `chunk`, which would fix the batch size in an exported graph.
+    return strands[:batch], strands[batch:]

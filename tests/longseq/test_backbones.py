@@ -171,9 +171,9 @@ def test_a_backbone_that_cannot_step_says_so(name: str, extra: dict[str, Any]) -
     if model.can_step:
         assert model.causal
         return
-    with pytest.raises(ValueError, match="causal|step|direction"):
+    with pytest.raises(ValueError, match=r"causal|step|direction"):
         model.init_state(1)
-    with pytest.raises(ValueError, match="causal|step|direction"):
+    with pytest.raises(ValueError, match=r"causal|step|direction"):
         model.step(torch.randn(1, model.d_model), None)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from longseq.pipelines.cli import check_overrides, dispatch, groups, verbs
 from longseq.errors import ConfigError
+from longseq.pipelines.cli import check_overrides, dispatch, groups, verbs
 
 
 def cpu_seconds() -> float:

@@ -67,7 +67,9 @@ def test_the_model_folder_gives_the_predictions(longseq: Command, tiny: list[str
         assert p[1].item() == pytest.approx(predictions["p_1"][i], abs=1e-4)
 
 
-def test_same_seed_same_result_and_another_seed_another(longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path) -> None:
+def test_same_seed_same_result_and_another_seed_another(
+    longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path
+) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         args = [f"data.train={dna_csv}", f"run_dir={name}", f"seed={seed}", "report=false", "baselines=false"]
         assert longseq("fit", *tiny, *args) == 0
@@ -218,7 +220,9 @@ def test_language_models_beat_nothing_but_run(longseq: Command, tiny: list[str],
     assert 1.9 < found["test"]["bits_per_base"] < 2.3
 
 
-def test_a_masked_model_on_a_causal_backbone_is_refused(longseq: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_masked_model_on_a_causal_backbone_is_refused(
+    longseq: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "genome.fa").write_text(">one\n" + "ACGTTGCA" * 800 + "\n")
     assert longseq("fit", "trainer=cpu", "task=mlm", "data.train=genome.fa", "data.window=128") == 2
     assert "bidirectional" in capsys.readouterr().err

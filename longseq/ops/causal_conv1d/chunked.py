@@ -42,13 +42,13 @@ def causal_conv1d_chunked(
 
 def _taps(extended: Tensor, weight_DK: Tensor, bias_D: Tensor | None, runs: Tensor | None, length: int) -> Tensor:
     history = weight_DK.shape[1] - 1
-    y = extended[:, history:] * weight_DK[:, history]
-    for k in range(history):
+    y = extended.new_zeros(()) if bias_D is None else bias_D
+    for k in range(history + 1):
         tap = extended[:, k : k + length]
-        if runs is not None:
+        if runs is not None and k < history:
             tap = tap * (runs[:, k : k + length] == runs[:, history:]).unsqueeze(-1)
         y = torch.addcmul(y, tap, weight_DK[:, k])
-    return y if bias_D is None else y + bias_D
+    return y
 
 
 def _prepend(x: Tensor, history: int, initial_state_BKD: Tensor | None, mask_BL: Tensor | None) -> Tensor:

@@ -78,14 +78,15 @@ def _scan_doubling(made_DBcM: Tensor, step: Tensor, initial_DBM: Tensor, kept_Bc
         torch._check(n_states <= 2**SYMBOLIC_LEVELS)
     # A complex transition as 2 x 2 matrices: one small product each for moving and for squaring keeps the graph short.
     dense = is_dense(step, made_DBcM.shape[-1])
-    matrix = step[:, None, None] if dense else _rotations(step)[:, None, None]
+    matrix = step.transpose(1, 2).unsqueeze(1) if dense else _rotations(step)[:, None, None]
     states = states_DBcM if dense else states_DBcM.unflatten(-1, (-1, 2))
     place_c = torch.arange(n_states, device=states.device)
     # The factor of state c + 1 belongs to chunk c; the initial state has nothing before it.
     kept_Bc = None if kept_Bc is None else F.pad(kept_Bc.to(states.dtype), (1, 0), value=1.0)
     for level in range(SYMBOLIC_LEVELS if symbolic else math.ceil(math.log2(n_states))):
         before_c = (place_c - 2**level).clamp(min=0)
-        moved = (matrix * states[:, :, before_c].unsqueeze(-2)).sum(-1)
+        before = states[:, :, before_c]
+        moved = before @ matrix if dense else (matrix * before.unsqueeze(-2)).sum(-1)
         factor_Bc = (place_c >= 2**level).to(states.dtype).unsqueeze(0)
         if kept_Bc is not None:
             factor_Bc = factor_Bc * kept_Bc

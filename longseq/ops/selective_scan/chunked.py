@@ -227,7 +227,9 @@ def _scan_backward(
     The states of a chunk are computed again from its first one.
     """
     inputs = _Inputs(x_BLD, dt_BLD, A_ND, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, mask_BL, keep_BL, dt_softplus)
-    dx_BLD, ddt_BLD, dz_BLD = (torch.empty(x_BLD.shape, dtype=v.dtype, device=v.device) for v in (x_BLD, dt_BLD, _or(z_BLD, x_BLD)))
+    dx_BLD, ddt_BLD, dz_BLD = (
+        torch.empty(x_BLD.shape, dtype=v.dtype, device=v.device) for v in (x_BLD, dt_BLD, _or(z_BLD, x_BLD))
+    )
     dB_BLN, dC_BLN = A_ND.new_zeros(B_BLN.shape), A_ND.new_zeros(C_BLN.shape)
     dA_ND, dD_D, dbias_D = torch.zeros_like(A_ND), A_ND.new_zeros(A_ND.shape[1]), A_ND.new_zeros(A_ND.shape[1])
     dh0_BND = torch.empty_like(dstate_BND)

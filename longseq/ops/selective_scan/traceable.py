@@ -57,7 +57,9 @@ def _recurrence(
     place_S = torch.arange(length // STEPS + 2, device=x_BLD.device)
     # A step of size zero changes nothing, so padding at the end leaves the last state as it is.
     dt, dtx, Bt, Ct = (_steps(v, place_S) for v in (dt_BLD, dt_BLD * x_BLD, B_BLN, C_BLN))
-    keep = [None] * STEPS if keep_BL is None else _steps(keep_BL.unsqueeze(-1), place_S, value=1.0)
+    keep: list[Tensor | None] = [None] * STEPS
+    if keep_BL is not None:
+        keep = [*_steps(keep_BL.unsqueeze(-1), place_S, value=1.0)]
     h_BSND, outputs = torch.zeros_like(dt[0].unsqueeze(2) * A_ND), []
     for t in range(STEPS):
         h_BSND = _decay(dt[t], A_ND, keep[t]) * h_BSND + dtx[t].unsqueeze(2) * Bt[t].unsqueeze(3)

@@ -169,6 +169,14 @@ def test_folder_per_class_and_per_split(tmp_path: Path) -> None:
     assert texts(both) == ["AC", "ACA", "GGT", "GGTA"] * 2
 
 
+def test_folder_of_train_and_test_files(tmp_path: Path) -> None:
+    for name, label in (("train", "x"), ("dev", "y"), ("test", "x")):
+        write(tmp_path / f"{name}.csv.gz", f"sequence,label\nACG,{label}\n")
+    table = read_sequences(tmp_path)
+    assert table.frame["split"].tolist() == ["val", "test", "train"]
+    assert labels(table) == ["y", "x", "x"]
+
+
 def test_labels_from_a_table(tmp_path: Path) -> None:
     path = write(tmp_path / "x.fa", fasta(["r1 x", "r2"], ["AC", "GT"]))
     answers = write(tmp_path / "y.csv", "id,label\nr2,b\nr9,c\nr1,a\n")
@@ -215,7 +223,7 @@ def test_bad_tables(tmp_path: Path, case: str) -> None:
 
 BAD_FILES = {
     "empty file": ("x.fa", b"", "the file is empty"),
-    "no record": ("x.fq", b"\n\n", "no record"),
+    "no record": ("x.txt", b"\n\n", "no record"),
     "not FASTA": ("x.fa", b"ACGT\n", "begins with '>'"),
     "protein FASTA": ("x.fa", b">ok\nACGT\n>p53 human\nMEEPQSDPSV\n", r"record 2 \('p53'\) is not DNA.*'E', 'P', 'Q'.*protein"),
     "empty record": ("x.fa", b">a\nAC\n>b\n>c\nGT\n", r"record 2 \('b'\): the sequence is empty"),
@@ -244,7 +252,7 @@ def test_absent_files_and_folders(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", "sequence,label\nA,x\n")
     with pytest.raises(DataError, match=r"no such file; did you mean train.csv"):
         read_sequences(tmp_path / "trian.csv")
-    with pytest.raises(DataError, match="folder .* does not exist"):
+    with pytest.raises(DataError, match=r"folder .* does not exist"):
         read_sequences(tmp_path / "nowhere" / "x.fa")
     with pytest.raises(DataError, match="no file matches"):
         read_sequences(str(tmp_path / "*.fa"))

@@ -306,3 +306,23 @@ def test_unavailable_triton_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("longseq.ops.diagonal_ssm._HAS_TRITON", False)
     with pytest.raises(ValueError, match="not available"):
         diagonal_ssm(**make_inputs(4, seed=16), implementation="triton")
+
+
+def test_backward_keeps_the_input_and_one_state_per_chunk() -> None:
+    def saved_bytes(length: int) -> int:
+        inputs = {k: v.detach().float().requires_grad_() for k, v in make_inputs(length, seed=17, width=8).items()}
+        storages: dict[int, int] = {}
+
+        def note(tensor: Tensor) -> Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            y, _ = diagonal_ssm(**inputs, chunk_size=64)
+        del y
+        return sum(storages.values())
+
+    # Per position: x, in fp32, and 2N = 8 numbers of state per channel and 64 positions.
+    per_position = (saved_bytes(8192) - saved_bytes(4096)) / 4096
+    rows, channels = 2, 8
+    assert per_position <= 1.05 * 4 * rows * channels * (1 + 8 / 64)

@@ -295,3 +295,22 @@ def test_global_projections_come_together() -> None:
     x, global_mask = torch.zeros(2, 9, 1, 4), torch.ones(2, 9, dtype=torch.bool)
     with pytest.raises(ValueError, match="come together"):
         window_attention(x, x, x, window=2, global_mask_BL=global_mask, q_global_BLHP=x)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("length", [*LENGTHS, 4096])
+@pytest.mark.parametrize("window,width", [(7, 64), (100, 40)])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype,atol", [(torch.float32, 2e-4), (torch.bfloat16, 4e-2)])
+def test_chunked_matches_reference_on_a_gpu(
+    length: int, window: int, width: int, causal: bool, dtype: torch.dtype, atol: float
+) -> None:
+    tensors = [x.detach().to("cuda", dtype) for x in random_qkv(2, length, 2, width, seed=length)]
+    mask, global_mask = side_padding(2, length).cuda(), torch.zeros(2, length, dtype=torch.bool, device="cuda")
+    global_mask[:, ::97] = True
+    options = {"window": window, "causal": causal, "mask_BL": mask, "global_mask_BL": global_mask}
+    found = run_with_gradients(tensors, "chunked", True, **options)
+    expected = run_with_gradients([x.double() for x in tensors], "reference", True, **options)
+    for a, b in zip(found, expected, strict=True):
+        # Gradients of global keys sum over the whole row, so the error is measured against the largest value.
+        assert (a.double() - b).abs().max() <= atol * b.abs().max().clamp(min=1.0)

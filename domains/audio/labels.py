@@ -1,0 +1,209 @@
+"""Labels as they stand in tables, and as a model wants them: class numbers, 0/1 per tag, quantities, characters, frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from longseq.domains.audio.clips import Clips
+from longseq.domains.audio.sources import find_column
+from longseq.errors import ConfigError, DataError
+
+BLANK = "<blank>"
+NO_EVENT = "none"
+
+
+def text_labels(clips: Clips, column: str, *, option: str = "data.label_column", empty: bool = False) -> np.ndarray:
+    """A column as text, (N,).
+
+    Raises:
+        DataError: the column is missing, or a cell is empty where that has no meaning.
+    """
+    name = find_column(clips.frame, column, clips.where(0), option)
+    values = clips.frame[name]
+    texts = values.where(values.notna(), "").astype(str).str.strip().to_numpy(dtype=object)
+    missing = np.flatnonzero(texts == "")
+    if len(missing) and not empty:
+        raise DataError(f"{clips.where(int(missing[0]))}: no {name}; {len(missing)} of {len(clips)} rows lack one")
+    return texts
+
+
+def class_names(clips: Clips, column: str) -> list[str]:
+    """The classes of train: numbers in numerical order, everything else in alphabetical order."""
+    labels = text_labels(clips, column)
+    names = sorted(set(labels), key=lambda name: (0, int(name), "") if name.lstrip("-").isdecimal() else (1, 0, name))
+    if len(names) < 2:
+        raise DataError(f"all {len(labels)} training clips have the label {names[0]!r}, but a classifier needs two classes or more")
+    if len(names) > max(20, len(labels) // 2):
+        raise DataError(f"{len(names)} different labels in {len(labels)} clips are too many for classes; quantities need task=regression")
+    return names
+
+
+def encode_classes(clips: Clips, column: str, names: Sequence[str]) -> np.ndarray:
+    """Class numbers, int64 (N,).
+
+    Raises:
+        DataError: a label that train does not have.
+    """
+    labels = text_labels(clips, column)
+    codes = pd.Index(list(names)).get_indexer(pd.Index(labels))
+    unknown = np.flatnonzero(codes < 0)
+    if len(unknown):
+        raise absent(clips, int(unknown[0]), labels[unknown[0]], names)
+    return codes.astype(np.int64)
+
+
+def absent(clips: Clips, row: int, label: str, names: Sequence[str]) -> DataError:
+    """The error of a label that train does not have."""
+    known = ", ".join(names[:20]) + (f", ... {len(names)} in all" if len(names) > 20 else "")
+    return DataError(f"{clips.where(row)}: label {label!r} is absent from train, which has {known}")
+
+
+def tag_names(clips: Clips, column: str, separator: str) -> list[str]:
+    """All tags of train; a cell may hold several or none."""
+    names = {tag.strip() for cell in text_labels(clips, column, empty=True) for tag in cell.split(separator)} - {""}
+    if not names:
+        raise DataError(f"no training clip has any tag in {column!r}")
+    return sorted(names)
+
+
+def encode_tags(clips: Clips, column: str, names: Sequence[str], separator: str) -> np.ndarray:
+    """0/1 per clip and tag, float32 (N, K)."""
+    place = {name: i for i, name in enumerate(names)}
+    found = np.zeros((len(clips), len(names)), dtype=np.float32)
+    for row, cell in enumerate(text_labels(clips, column, empty=True)):
+        for tag in filter(None, (part.strip() for part in cell.split(separator))):
+            if tag not in place:
+                raise absent(clips, row, tag, names)
+            found[row, place[tag]] = 1.0
+    return found
+
+
+def numbers(clips: Clips, columns: Sequence[str]) -> np.ndarray:
+    """Quantities, float32 (N, K)."""
+    found = np.empty((len(clips), len(columns)), dtype=np.float32)
+    for k, column in enumerate(columns):
+        texts = text_labels(clips, column)
+        values = pd.to_numeric(pd.Series(texts), errors="coerce").to_numpy(float)
+        bad = np.flatnonzero(~np.isfinite(values))
+        if len(bad):
+            raise DataError(f"{clips.where(int(bad[0]))}: {texts[bad[0]]!r} in {column!r} is not a finite number")
+        found[:, k] = values
+    return found
+
+
+# -- transcripts
+
+
+class Vocabulary:
+    """What a transcript is written in: characters, or words if any entry is longer than one character.
+
+    Args:
+        symbols: without the blank, which gets the number 0.
+    """
+
+    def __init__(self, symbols: Sequence[str]) -> None:
+        if len(set(symbols)) != len(symbols) or BLANK in symbols or "" in symbols or not len(symbols):
+            raise ConfigError(f"data.vocabulary must hold different symbols, none empty, without {BLANK}; found {list(symbols)[:20]}")
+        self.symbols = [BLANK, *symbols]
+        self.words = any(len(symbol) > 1 for symbol in symbols)
+        self._numbers = {symbol: i for i, symbol in enumerate(self.symbols)}
+
+    def __len__(self) -> int:
+        return len(self.symbols)
+
+    def split(self, text: str) -> list[str]:
+        """A text's symbols, known or not."""
+        return text.split() if self.words else list(text)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Numbers of the known symbols, int64; the others are left out."""
+        return np.array([self._numbers[s] for s in self.split(text) if s in self._numbers], dtype=np.int64)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of numbers without blanks."""
+        return (" " if self.words else "").join(self.symbols[i] for i in ids)
+
+    def unknown(self, text: str) -> list[str]:
+        """The symbols of a text that are not in the vocabulary."""
+        return [symbol for symbol in self.split(text) if symbol not in self._numbers]
+
+
+def read_vocabulary(given: str | Sequence[str] | None, texts: Sequence[str]) -> Vocabulary:
+    """A vocabulary from the config, from a file of one symbol per line, or of all characters of the training transcripts."""
+    if given is None:
+        return Vocabulary(sorted(set("".join(texts))))
+    if not isinstance(given, str):
+        return Vocabulary([str(symbol) for symbol in given])
+    path = Path(given).expanduser()
+    if not path.is_file():
+        raise DataError(f"data.vocabulary: there is no file {path}; give a file with one symbol per line, or a list of symbols")
+    return Vocabulary([line for line in path.read_text(encoding="utf-8").split("\n") if line])
+
+
+def normalise(text: str, *, lowercase: bool) -> str:
+    """Single blanks, and lower case if asked for."""
+    text = " ".join(text.split())
+    return text.lower() if lowercase else text
+
+
+# -- events in time
+
+
+def read_events(path: str | Path, frame: pd.DataFrame) -> list[list[tuple[float, float, str]]]:
+    """Onset, offset and label of the events of every file, from a table of events.
+
+    Args:
+        path: csv, tsv, parquet or jsonl with `filename` (or path), `onset`, `offset` and `event_label` (or label), seconds.
+        frame: the clips' table; its `id` or file name is what events refer to.
+
+    Raises:
+        DataError: a column is missing, or an event refers to no file or ends before it begins.
+    """
+    from longseq.domains.audio.sources import PATH_NAMES, read_table
+
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise DataError(f"data.events: there is no file {path}")
+    table = read_table(path)
+    names = [next((n for n in wanted if n in table), "") for wanted in (PATH_NAMES, ("onset", "start"), ("offset", "end"), ("event_label", "label"))]
+    if "" in names:
+        raise DataError(f"{path}: expected the columns filename, onset, offset and event_label; found {list(table.columns)}")
+    found: dict[str, list[tuple[float, float, str]]] = {}
+    files = {name for id_, file in zip(frame["id"], frame["path"], strict=True) for name in (str(id_), file.name)}
+    for i, (file, onset, offset, label) in enumerate(table[names].itertuples(index=False), start=2):
+        try:
+            start, end = float(onset), float(offset)
+        except ValueError:
+            raise DataError(f"{path}, line {i}: onset {onset!r} and offset {offset!r} must be seconds") from None
+        if str(file) not in files:
+            raise DataError(f"{path}, line {i}: {file!r} is none of the recordings, such as {frame['id'].iloc[0]}")
+        if not 0 <= start < end:
+            raise DataError(f"{path}, line {i}: the event ends at {end:g} s, before it begins at {start:g} s")
+        found.setdefault(str(file), []).append((start, end, str(label)))
+    return [sorted(found.get(str(id_), found.get(file.name, []))) for id_, file in zip(frame["id"], frame["path"], strict=True)]
+
+
+def frame_labels(
+    events: Sequence[tuple[float, float, str]], names: Sequence[str], start_s: float, n_frames: int, frame_s: float, where: str
+) -> np.ndarray:
+    """The event at the middle of every frame, int64 (n_frames,).
+
+    Raises:
+        DataError: two different events at once, or one that train does not have.
+    """
+    middle = start_s + (np.arange(n_frames) + 0.5) * frame_s
+    found = np.zeros(n_frames, dtype=np.int64)
+    for onset, offset, label in events:
+        if label not in names:
+            raise DataError(f"{where}: the event {label!r} is absent from train, which has {', '.join(names)}")
+        inside = (middle >= onset) & (middle < offset)
+        other = inside & (found != 0) & (found != names.index(label))
+        if other.any():
+            both = names[int(found[other][0])]
+            raise DataError(f"{where}: {both!r} and {label!r} overlap at {middle[other][0]:.3f} s; a frame has one label")
+        found[inside] = names.index(label)
+    return found

@@ -1,0 +1,146 @@
+"""The field's own tasks: classes and tags with equal error rates, transcripts by CTC, and labels of frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassF1Score, MultilabelAveragePrecision
+
+from longseq.domains.audio.decode import BLANK_ID, decode_batch
+from longseq.domains.audio.labels import Vocabulary
+from longseq.domains.audio.metrics import EqualErrorRate, TextErrorRate
+from longseq.domains.metrics import TokenLoss
+from longseq.domains.tasks import IGNORE, Batch, Classification, MultiLabel, Task
+
+
+class SoundClassification(Classification):
+    """One label for each clip, with the equal error rate among the metrics; labels may be mixed (mixup)."""
+
+    def metrics(self) -> MetricCollection:
+        found = super().metrics()
+        found.add_metrics({"eer": EqualErrorRate()})
+        return found
+
+
+class SoundTagging(MultiLabel):
+    """Any number of tags for each clip, with mean average precision and equal error rate among the metrics."""
+
+    def metrics(self) -> MetricCollection:
+        found = super().metrics()
+        n = len(self.labels)
+        found.add_metrics({"map": MultilabelAveragePrecision(n, validate_args=False), "eer": EqualErrorRate()})
+        return found
+
+
+class CTC(Task):
+    """The symbols of a transcript in their order, without knowing when each is said: connectionist temporal classification.
+
+    The model gives every frame a symbol or a blank; the loss sums over all ways of placing the transcript. It cannot give
+    more symbols than there are frames.
+
+    Args:
+        vocabulary: the blank first, then characters or words.
+        beam_width: prefixes kept in decoding; 1 takes the best symbol of each frame.
+
+    Paper: Graves et al. 2006, https://doi.org/10.1145/1143844.1143891, section 3.
+    """
+
+    name = "ctc"
+
+    def __init__(self, vocabulary: Sequence[str], *, beam_width: int = 1) -> None:
+        super().__init__()
+        self.vocabulary = Vocabulary(list(vocabulary)[1:])
+        self.beam_width = beam_width
+
+    def head(self) -> dict[str, Any]:
+        return {"name": "token", "n_outputs": len(self.vocabulary), "bias": True}
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        log_probs_FBV = outputs.float().log_softmax(-1).transpose(0, 1)
+        # By symbol and row, so that long transcripts weigh no more; impossible rows have no gradient.
+        return F.ctc_loss(
+            log_probs_FBV, batch["labels"], batch["output_lengths"], batch["label_lengths"], blank=BLANK_ID, zero_infinity=True
+        )
+
+    def metrics(self) -> MetricCollection:
+        return MetricCollection({"cer": TextErrorRate(words=False), "wer": TextErrorRate(words=True)}, compute_groups=False)
+
+    def update(self, metrics: MetricCollection, outputs: Tensor, batch: Batch) -> None:
+        metrics.update(self.texts(outputs, batch), references(batch))
+
+    def texts(self, outputs: Tensor, batch: Batch) -> list[str]:
+        """What the model hears."""
+        log_probs = outputs.float().log_softmax(-1).cpu().numpy()
+        rows = [row[:length] for row, length in zip(log_probs, batch["output_lengths"].tolist(), strict=True)]
+        return [self.vocabulary.decode(ids) for ids in decode_batch(rows, self.beam_width)]
+
+    def predictions(self, outputs: Tensor, batch: Batch) -> dict[str, np.ndarray]:
+        found = {"prediction": np.array(self.texts(outputs, batch), dtype=object)}
+        if "references" in batch:
+            found["label"] = np.array(references(batch), dtype=object)
+        return found
+
+    def config(self) -> dict[str, Any]:
+        return {"task": self.name, "vocabulary": self.vocabulary.symbols, "beam_width": self.beam_width}
+
+
+def references(batch: Batch) -> list[str]:
+    """The transcripts, which stand in the batch as code points padded with 0."""
+    return ["".join(chr(code) for code in row if code) for row in batch["references"].tolist()]
+
+
+class FrameLabels(Task):
+    """A label at every frame, such as speech or pause: cross-entropy; `none` where no event is.
+
+    Args:
+        labels: the first is `none`.
+    """
+
+    name = "frames"
+    per_position = True
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        super().__init__()
+        self.labels = list(labels)
+
+    def head(self) -> dict[str, Any]:
+        return {"name": "token", "n_outputs": len(self.labels), "bias": True}
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(outputs.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE)
+
+    def metrics(self) -> MetricCollection:
+        return MetricCollection(
+            {
+                "loss": TokenLoss("loss"),
+                "accuracy": TokenLoss("accuracy"),
+                "f1": MulticlassF1Score(len(self.labels), average="macro", ignore_index=IGNORE, validate_args=False),
+            },
+            compute_groups=False,
+        )
+
+    def update(self, metrics: MetricCollection, outputs: Tensor, batch: Batch) -> None:
+        labels, flat = batch["labels"].flatten(), outputs.float().flatten(0, 1)
+        total = F.cross_entropy(flat, labels, ignore_index=IGNORE, reduction="sum")
+        real = labels != IGNORE
+        correct = ((flat.argmax(-1) == labels) & real).sum()
+        metrics.update(total=total, count=real.sum(), correct=correct, preds=flat.argmax(-1), target=labels)
+
+    def config(self) -> dict[str, Any]:
+        return {"task": self.name, "labels": self.labels}
+
+
+TASKS = ("classification", "multilabel", "regression", "ctc", "frames", "lm")
+TARGETS = {"classification": SoundClassification, "multilabel": SoundTagging}
+
+
+def own_target(task: str) -> dict[str, str]:
+    """The field's form of a shared task, as Hydra's `_target_`; empty where the shared one will do."""
+    cls = TARGETS.get(task)
+    return {} if cls is None else {"_target_": f"{cls.__module__}.{cls.__qualname__}"}

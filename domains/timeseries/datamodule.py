@@ -1,0 +1,603 @@
+"""Reads a user's series, or the embedded demo data, and gives batches of windows in original units."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from longseq.backbone import Backbone
+from longseq.domains.base import DomainData, Row, Rows
+from longseq.domains.loading import stratified_split
+from longseq.domains.tasks import Batch, Task
+from longseq.domains.timeseries import baselines, demo
+from longseq.domains.timeseries.labelled import (
+    LabelledRows,
+    LabelledSeries,
+    check_classes,
+    class_names,
+    encode_labels,
+    padded,
+    read_labelled,
+)
+from longseq.domains.timeseries.parts import (
+    Part,
+    WindowOptions,
+    forecast_rows,
+    matched_scale,
+    predict_rows,
+    span_rows,
+)
+from longseq.domains.timeseries.series import Scale, SeriesSet, measure_scale
+from longseq.domains.timeseries.sources import ReadOptions, Source, read_series
+from longseq.domains.timeseries.splits import split_series
+from longseq.domains.timeseries.tokenizer import SeriesTokenizer
+from longseq.domains.timeseries.windows import ForecastRows, SpanRows, WindowRows
+from longseq.errors import ConfigError, DataError
+
+TASKS = ("forecasting", "imputation", "anomaly", "classification")
+# Values of validation windows that calibration keeps in memory.
+CALIBRATION_VALUES = 2_000_000
+# Offsets of calibration: above, the channels share theirs.
+OFFSETS = 500_000
+
+
+class SeriesData(DomainData):
+    """Series from wide (`date, col...`) or long (`unique_id, ds, y`) csv, tsv or parquet; UCR files for classification.
+
+    Args:
+        task: `forecasting`, `imputation`, `anomaly` or `classification`.
+        train: file(s) with all data, cut in the order of time; with `val` and `test`, the training data alone. None for the
+            embedded synthetic demo data.
+        val: a file of its own.
+        test: a file of its own.
+        predict: a file whose series are forecast from their ends on.
+        batch_size: windows per process and step.
+        max_tokens: if set, batches hold at most so many steps.
+        num_workers: loader processes.
+        seed: of splits, shuffling and hidden spans.
+        format: `wide`, `long`, or `auto`: long if there is the id column.
+        time_column: None looks for ds, date, datetime, timestamp, time, then takes the first column.
+        id_column: names the series of long files.
+        targets: columns to forecast; None for all numbers of wide files, y of long ones.
+        past_covariates: columns that are read and not forecast, unknown ahead.
+        known_covariates: columns that are known ahead; files to predict hold them for the steps to come, with empty targets.
+        static_covariates: columns of long files that belong to a whole series; text becomes one column per value.
+        calendar: covariates from the time: minute, hour, weekday, monthday, yearday, month.
+        frequency: 1h, 15min, 7d, business, month, quarter or year; None infers it.
+        gaps: `fill` makes missing steps missing values, `ignore` takes rows as equally spaced, `error` refuses.
+        missing: `mask` shows missing values to the model as such, `forward` repeats the last value, `error` refuses.
+        on_bad: `error` refuses bad cells, rows and series, `skip` leaves them out and counts them.
+        encoding: of text files; None finds out.
+        decimal: the decimal point.
+        day_first: 3/4/2024 is the third of April.
+        split: `ratio`, `ett_hour`, `ett_minute`, `dates` or `last`, see `split_series`.
+        val_fraction: for `ratio`, and for the labelled series of `train` without a val file.
+        test_fraction: likewise.
+        val_start: for `dates`.
+        test_start: for `dates`.
+        lookback: steps that the model reads.
+        horizon: steps that it forecasts; longer than a trained model's, the forecast is rolled out.
+        stride: steps between training windows; None for 1, and for 4 on the demo data. Every val and test window counts.
+        min_lookback: history that windows of short series must have; None for a quarter of `lookback`.
+        backtest_windows: test on so many last origins of each series; None for all.
+        backtest_step: steps between them; None for the horizon.
+        season: steps of the season of MASE and of the seasonal naive forecast; None by the frequency.
+        tokenizer: `patch`, `channel_mixing`, `variate` or `point`.
+        patch: steps of a patch.
+        patch_stride: steps between patches.
+        instance: `revin`, `revin_last`, `last` or `none`.
+        affine: a learned scale and shift per channel behind it.
+        hide: share of the values that imputation hides.
+        span: mean length of hidden spans, in steps.
+        anomaly_column: 1 at anomalous steps, to compare scores with.
+        label_column: of labelled series with a header; None for the first column.
+        prediction_rows: predictions.csv holds evenly spread windows with about so many rows in all.
+        demo_series: channels of the demo data.
+        demo_days: its length.
+    """
+
+    domain = "timeseries"
+
+    def __init__(
+        self,
+        *,
+        task: str,
+        train: Source | None = None,
+        val: Source | None = None,
+        test: Source | None = None,
+        predict: Source | None = None,
+        batch_size: int = 32,
+        max_tokens: int | None = None,
+        num_workers: int = 0,
+        seed: int = 1,
+        format: str = "auto",
+        time_column: str | None = None,
+        id_column: str = "unique_id",
+        targets: Sequence[str] | None = None,
+        past_covariates: Sequence[str] = (),
+        known_covariates: Sequence[str] = (),
+        static_covariates: Sequence[str] = (),
+        calendar: Sequence[str] = (),
+        frequency: str | None = None,
+        gaps: str = "fill",
+        missing: str = "mask",
+        on_bad: str = "error",
+        encoding: str | None = None,
+        decimal: str = ".",
+        day_first: bool = False,
+        split: str = "ratio",
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        val_start: str | None = None,
+        test_start: str | None = None,
+        lookback: int = 168,
+        horizon: int = 24,
+        stride: int | None = None,
+        min_lookback: int | None = None,
+        backtest_windows: int | None = None,
+        backtest_step: int | None = None,
+        season: int | None = None,
+        tokenizer: str = "patch",
+        patch: int = 24,
+        patch_stride: int = 12,
+        instance: str = "revin",
+        affine: bool = False,
+        hide: float = 0.15,
+        span: int = 8,
+        anomaly_column: str | None = None,
+        label_column: str | None = None,
+        prediction_rows: int = 50_000,
+        demo_series: int = 4,
+        demo_days: int = 300,
+    ) -> None:
+        super().__init__(task=task, batch_size=batch_size, max_tokens=max_tokens, num_workers=num_workers, seed=seed)
+        if task not in TASKS:
+            raise ConfigError(f"domain=timeseries has no task={task}; it has {', '.join(TASKS)}")
+        self.sources = {"train": train, "val": val, "test": test, "predict": predict}
+        self.read_options = ReadOptions(
+            format=format,
+            time_column=time_column,
+            id_column=id_column,
+            targets=targets,
+            past_covariates=tuple(past_covariates),
+            known_covariates=tuple(known_covariates),
+            static_covariates=tuple(static_covariates),
+            anomaly_column=anomaly_column,
+            calendar=tuple(calendar),
+            frequency=frequency,
+            gaps=gaps,
+            missing=missing,
+            on_bad=on_bad,
+            encoding=encoding,
+            decimal=decimal,
+            day_first=day_first,
+        )
+        self.split_options: dict[str, Any] = {
+            "rule": split,
+            "val_fraction": val_fraction,
+            "test_fraction": test_fraction,
+            "val_start": val_start,
+            "test_start": test_start,
+        }
+        if stride is None:
+            stride = 1 if train is not None else 4
+        self.window_options = WindowOptions(lookback, horizon, stride, min_lookback, backtest_windows, backtest_step, on_bad)
+        self.tokenizer = SeriesTokenizer(tokenizer, lookback, patch, patch_stride, instance, affine)
+        self.spans: dict[str, Any] = {"hide": hide, "span": span, "together": task == "anomaly", "seed": seed}
+        self.label_column, self.prediction_rows = label_column, prediction_rows
+        self.demo = {"n_series": demo_series, "n_days": demo_days, "seed": seed}
+        self.season = season
+        self.parts: dict[str, Part] = {}
+        self.labels: list[str] = []
+
+    # -- reading
+
+    @property
+    def horizon(self) -> int:
+        """Steps that a window answers for: the forecast's, or all of a window to be filled in."""
+        return self.window_options.horizon if self.task_name == "forecasting" else self.window_options.lookback
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads the files once; later calls do nothing. `predict` reads the file to predict alone."""
+        if self.splits:
+            return
+        if self.task_name == "classification":
+            self._setup_labelled(stage)
+            return
+        if stage != "predict" or self.sources["predict"] is None:
+            self._setup_parts()
+            self._setup_windows()
+        if self.sources["predict"] is not None:
+            self._setup_predict()
+
+    def _setup_parts(self) -> None:
+        sets = self._read_sets()
+        train = sets["train"]
+        self.season = self.season or train.frequency.season
+        rules = self.split_options
+        if "val" in sets and "test" in sets:
+            edges = np.stack([0 * train.lengths, train.lengths, train.lengths, train.lengths], 1)
+            self.counts["split"] = "files of their own"
+        else:
+            # A share of the whole, also where one of the parts is a file of its own.
+            shares = {f"{name}_fraction": 0.0 if name in sets else rules[f"{name}_fraction"] for name in ("val", "test")}
+            if len(sets) > 1 and rules["rule"] != "ratio":
+                raise ConfigError(f"data.split={rules['rule']} cuts one table; give either both data.val and data.test or neither")
+            borders = split_series(train, **{**rules, **shares}, horizon=self.window_options.horizon)
+            edges, self.counts["split"] = borders.edges, borders.rule
+        scale = measure_scale(train, edges[:, 1], self.season)
+        if scale.constant:
+            self.counts["constant channels"] = f"{scale.constant} do not vary in train; their unit is 1"
+        for i, name in enumerate(("train", "val", "test")):
+            if name in sets and name != "train":
+                own = sets[name]
+                self._check_channels(own, train, name)
+                self.parts[name] = Part(own, matched_scale(own, train, scale), 0 * own.lengths, own.lengths)
+            else:
+                self.parts[name] = Part(train, scale, edges[:, i], edges[:, i + 1])
+
+    def _read_sets(self) -> dict[str, SeriesSet]:
+        if self.sources["train"] is None:
+            for name in ("val", "test"):
+                if self.sources[name] is not None:
+                    raise ConfigError(f"data.{name} is given without data.train")
+            anomalies = self.task_name == "anomaly"
+            series = demo.make_series(**self.demo, calendar=tuple(self.read_options.calendar), anomalies=anomalies)
+            self.counts |= series.counts
+            return {"train": series}
+        found = {}
+        for name in ("train", "val", "test"):
+            source = self.sources[name]
+            if source is not None:
+                found[name] = read_series(source, self.read_options)
+                prefix = "" if name == "train" else f"{name}: "
+                self.counts |= {f"{prefix}{key}": value for key, value in found[name].counts.items()}
+        return found
+
+    def _check_channels(self, series: SeriesSet, train: SeriesSet, name: str) -> None:
+        for what in ("channels", "covariates", "frequency"):
+            if getattr(series, what) != getattr(train, what):
+                raise DataError(
+                    f"{series.source} ({name}): its {what} are {getattr(series, what)}, those of train are {getattr(train, what)}"
+                )
+
+    def _setup_windows(self) -> None:
+        for name, part in self.parts.items():
+            if self.task_name == "forecasting":
+                self.splits[name] = forecast_rows(part, name, self.window_options, self.counts)
+            else:
+                self.splits[name] = span_rows(part, name, self.window_options, self.counts, **self.spans)
+        rows, shown = self.splits["test"], self.report_every("test")
+        if self.task_name == "forecasting" and shown > 1:
+            self.counts["predictions.csv"] = f"one in {shown} of {len(rows):,} test windows (data.prediction_rows={self.prediction_rows})"
+
+    def _setup_predict(self) -> None:
+        source = self.sources["predict"]
+        assert source is not None
+        series = read_series(source, self.read_options)
+        if "train" in self.parts:
+            train = self.parts["train"]
+            self._check_channels(series, train.series, "predict")
+            scale = matched_scale(series, train.series, train.scale)
+        else:
+            self.season = self.season or series.frequency.season
+            scale = measure_scale(series, series.lengths, self.season)
+        if self.task_name == "forecasting":
+            self.splits["predict"] = predict_rows(series, self.window_options)
+        else:
+            part = Part(series, scale, 0 * series.lengths, series.lengths)
+            self.splits["predict"] = span_rows(part, "predict", self.window_options, self.counts, **self.spans)
+        self.parts["predict"] = Part(series, scale, series.lengths, series.lengths)
+
+    def _setup_labelled(self, stage: str | None) -> None:
+        found = self._read_labelled()
+        if stage == "predict" and "predict" in found:
+            found = {"predict": found["predict"]}
+        self.labels = class_names([str(label) for name, part in found.items() if name in ("train", "predict") for label in part.labels])
+        longest = max(part.values_NL1.shape[1] for part in found.values())
+        if longest > self.tokenizer.lookback:
+            self.counts[f"cropped to {self.tokenizer.lookback} steps"] = f"{longest} in the longest series; raise data.lookback"
+        for name, part in found.items():
+            values = padded(part.values_NL1, self.tokenizer.lookback)[:, : self.tokenizer.lookback]
+            part = LabelledSeries(values, part.labels, part.where)
+            if name == "predict":
+                self.splits[name] = LabelledRows(part, None)
+                continue
+            part, codes = encode_labels(part, self.labels, name, self.read_options.on_bad, self.counts)
+            self.splits[name] = LabelledRows(part, codes)
+        if "train" in found:
+            check_classes(self.labels)
+
+    def _read_labelled(self) -> dict[str, LabelledSeries]:
+        if self.sources["train"] is None and self.sources["predict"] is None:
+            self.counts["synthetic"] = demo.LABELLED_DESCRIPTION
+            sizes = {"train": 600, "val": 150, "test": 300}
+            return {
+                name: demo.make_labelled(n=n, length=self.tokenizer.lookback, seed=self.demo["seed"] + i)
+                for i, (name, n) in enumerate(sizes.items())
+            }
+        found = {
+            name: read_labelled(source, self.read_options, self.counts, self.label_column)
+            for name, source in self.sources.items()
+            if source is not None
+        }
+        if "train" not in found:
+            return found
+        shares = {name: 0.0 if name in found else float(self.split_options[f"{name}_fraction"]) for name in ("val", "test")}
+        if any(shares.values()):
+            everything = found["train"]
+            rows = stratified_split(everything.labels.astype(str), len(everything), **shares, seed=self.seed)
+            for name, chosen in rows.items():
+                if name == "train" or name not in found:
+                    if not len(chosen):
+                        raise DataError(f"no series is left for {name}; give data.{name}= a file, or a larger data.{name}_fraction")
+                    found[name] = everything.select(chosen)
+            taken = " and ".join(name for name, share in shares.items() if share)
+            self.counts["split"] = f"{taken} drawn from train at random, every class in proportion"
+        return found
+
+    # -- what the model and the report need
+
+    def _part(self) -> Part:
+        """Train, or what there is to predict."""
+        return self.parts["train" if "train" in self.parts else "predict"]
+
+    @property
+    def n_inputs(self) -> tuple[int, int]:
+        """Channels that the model reads, and covariates."""
+        if self.task_name == "classification":
+            return 1, 0
+        series = self._part().series
+        return len(series.channels), series.n_covariates if self.task_name == "forecasting" else 0
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a window."""
+        return self.tokenizer.n_tokens(self.horizon, *self.n_inputs)
+
+    def task_options(self) -> dict[str, Any]:
+        if self.task_name == "classification":
+            train = self.splits.get("train")
+            codes = train.labels if isinstance(train, LabelledRows) and train.labels is not None else np.empty(0, np.int64)
+            return {"labels": self.labels, "class_counts": np.bincount(codes, minlength=len(self.labels)).tolist()}
+        series = self._part().series
+        if self.task_name == "forecasting":
+            return {"channels": series.targets, "horizon": self.horizon}
+        options: dict[str, Any] = {"channels": series.channels, "length": self.horizon}
+        if self.task_name == "anomaly":
+            options["labelled"] = self.parts["test"].series.labels_T is not None if "test" in self.parts else False
+        return options
+
+    def model_options(self, backbone: Backbone) -> dict[str, Any]:
+        n_channels, n_covariates = self.n_inputs
+        options: dict[str, Any] = {"n_channels": n_channels}
+        if n_covariates:
+            mean, std = covariate_scale(self._part())
+            options |= {"n_covariates": n_covariates, "horizon": self.horizon, "covariate_mean": mean, "covariate_std": std}
+        if self.has_missing:
+            options["flags"] = True
+        if self.tokenizer.kind == "variate" and backbone.causal and n_channels > 1:
+            self.counts["channels"] = (
+                "with a causal backbone a channel only sees those before it; +backbone.bidirectional=true lets all see all"
+            )
+        found: dict[str, Any] = {"tokenizer": self.tokenizer.to_dict()}
+        if self.task_name == "classification":
+            values = self._labelled("train").series.values_NL1
+            options |= {"mean": [float(np.nanmean(values))], "std": [float(np.nanstd(values)) or 1.0]}
+        else:
+            part = self._part()
+            options |= part.scale.channel_options()
+            found["series"] = {
+                "channels": part.series.channels,
+                "targets": part.series.targets,
+                "covariates": part.series.covariates if n_covariates else [],
+                "frequency": part.series.frequency.name,
+                "season": self.season,
+            }
+        return {"embedding": self.tokenizer.embedding(**options), **found}
+
+    @property
+    def has_missing(self) -> bool:
+        """Whether the model must be told which values are missing."""
+        if self.task_name in ("imputation", "anomaly"):
+            return True
+        if self.task_name == "classification":
+            return any(np.isnan(rows.series.values_NL1).any() for rows in self.splits.values() if isinstance(rows, LabelledRows))
+        observed = [part.series.values_TC[int(b) : int(e)] for part, b, e in self._observed()]
+        padded_windows = any(key.startswith("series with windows padded") for key in self.counts)
+        reads_only = any(part.series.n_targets < len(part.series.channels) for part in self.parts.values())
+        return padded_windows or reads_only or any(bool(np.isnan(x).any()) for x in observed)
+
+    def _observed(self) -> list[tuple[Part, int, int]]:
+        found = []
+        for part in {id(p.series): p for p in self.parts.values()}.values():
+            series = part.series
+            found += [(part, int(b), int(b + n)) for b, n in zip(series.offsets[:-1], series.lengths, strict=True)]
+        return found
+
+    def head_options(self, backbone: Backbone, head: dict[str, Any]) -> dict[str, Any]:
+        if head["name"] != "forecast":
+            return head
+        n_channels, n_covariates = self.n_inputs
+        if self.task_name == "forecasting":
+            n_channels = self._part().series.n_targets
+            if self.tokenizer.kind == "patch" and n_channels < self.n_inputs[0]:
+                raise ConfigError(
+                    "data.tokenizer=patch sends each channel through the network by itself, so data.past_covariates have no effect "
+                    "on the others; choose data.tokenizer=channel_mixing, variate or point"
+                )
+        options = {**head, "n_channels": n_channels, "layout": self.tokenizer.layout(backbone)}
+        options["n_tokens"] = self.tokenizer.n_tokens(head["horizon"], *self.n_inputs)
+        options["lookback"] = self.tokenizer.lookback
+        shared = head["horizon"] * n_channels * len(head.get("quantiles", [0.5])) > OFFSETS
+        return {**options, "calibrated_channels": 1 if shared else n_channels}
+
+    # -- batches
+
+    def report_every(self, split: str) -> int:
+        """Every how manyth window goes into predictions.csv, or in val into calibration."""
+        rows, n_channels = self.splits[split], max(1, self.n_inputs[0])
+        if self.task_name == "classification":
+            return 1
+        limit = CALIBRATION_VALUES if split == "val" else self.prediction_rows
+        keep = max(8, limit // (self.horizon * n_channels))
+        return 1 if split == "predict" else -(-len(rows) // keep)
+
+    def loader(self, split: str, *, shuffle: bool = False, epoch: int = 0) -> Any:
+        loader = super().loader(split, shuffle=shuffle, epoch=epoch)
+        loader.collate_fn = Collate(self, split)
+        return loader
+
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        return Collate(self, "train")(rows)
+
+    # -- the report
+
+    def summary(self) -> dict[str, Any]:
+        found = {}
+        for name, rows in self.splits.items():
+            if isinstance(rows, LabelledRows):
+                facts: dict[str, Any] = {"rows": len(rows), "steps": rows.series.values_NL1.shape[1]}
+                if rows.labels is not None:
+                    counts = np.bincount(rows.labels, minlength=len(self.labels))
+                    facts["labels"] = dict(zip(self.labels, counts.tolist(), strict=True))
+            else:
+                facts = window_facts(rows, self.parts[name])
+            found[name] = facts
+        return found
+
+    def baselines(self, task: Task) -> dict[str, Row]:
+        if self.task_name == "classification":
+            return self._classification_baselines(task)
+        train, test, part = self.splits["train"], self.splits["test"], self.parts["test"]
+        if isinstance(train, ForecastRows) and isinstance(test, ForecastRows):
+            return dict(baselines.forecast_baselines(train, test, self.parts["train"].scale, part.scale, self.season or 1))
+        assert isinstance(test, SpanRows)
+        if self.task_name == "imputation":
+            return dict(baselines.imputation_baselines(test, part.scale))
+        return dict(baselines.anomaly_baselines(part.series, part.scale, part.begin, part.end))
+
+    def _classification_baselines(self, task: Task) -> dict[str, Row]:
+        train, test = self._labelled("train"), self._labelled("test")
+        assert train.labels is not None and test.labels is not None
+        found = baselines.classification_baselines(
+            train.series.values_NL1, train.labels, test.series.values_NL1, len(self.labels)
+        )
+        truth = torch.from_numpy(test.labels)
+        return {
+            name: task.score_predictions(torch.from_numpy(p).float(), truth) for name, p in found.items()
+        }
+
+    def _labelled(self, split: str) -> LabelledRows:
+        rows = self.splits[split if split in self.splits else "predict"]
+        assert isinstance(rows, LabelledRows)
+        return rows
+
+    def row_names(self, split: str, index: np.ndarray) -> dict[str, Sequence[Any]]:
+        rows = self.splits[split]
+        if isinstance(rows, LabelledRows):
+            return {"id": [rows.series.where[i] for i in index]}
+        assert isinstance(rows, WindowRows)
+        return window_names(rows, index, self.horizon, self.task_name, self._targets(split))
+
+    def _targets(self, split: str) -> list[str]:
+        series = self.parts[split].series
+        return series.targets if self.task_name == "forecasting" else series.channels
+
+
+class Collate:
+    """Stacks the windows of a split; marks those that the report or calibration keeps.
+
+    Args:
+        data: the data module.
+        split: name of the split.
+    """
+
+    def __init__(self, data: SeriesData, split: str) -> None:
+        self.forecast = data.task_name == "forecasting"
+        self.scale = data.parts[split].scale if split in data.parts else None
+        self.every = data.report_every(split) if split in data.splits else 1
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
+        index = torch.tensor([row["index"] for row in rows])
+        if self.scale is None:
+            return self._labelled(rows, index)
+        batch = self._forecast(rows) if self.forecast else self._spans(rows)
+        which = np.array([row["series"] for row in rows])
+        n_channels = batch["targets"].shape[-1]
+        batch["scale"] = torch.from_numpy(self.scale.std_SC[which, :n_channels].astype(np.float32))
+        batch["mase"] = torch.from_numpy(self.scale.mase_SC[which, :n_channels].astype(np.float32))
+        return {**batch, "index": index, "report": index % self.every == 0}
+
+    def _forecast(self, rows: list[dict[str, Any]]) -> Batch:
+        past_BLC = torch.from_numpy(np.stack([row["past"] for row in rows]))
+        targets_BFC = torch.from_numpy(np.stack([row["future"] for row in rows]))
+        if "known" not in rows[0]:
+            return {"inputs": past_BLC, "targets": targets_BFC}
+        known_BTK = torch.from_numpy(np.stack([row["known"] for row in rows]))
+        ahead = known_BTK.shape[1] - past_BLC.shape[1]
+        empty_BFC = past_BLC.new_full((len(rows), ahead, past_BLC.shape[-1]), torch.nan)
+        return {"inputs": torch.cat([torch.cat([past_BLC, empty_BFC], 1), known_BTK], -1), "targets": targets_BFC}
+
+    def _spans(self, rows: list[dict[str, Any]]) -> Batch:
+        targets_BLC = torch.from_numpy(np.stack([row["values"] for row in rows]))
+        hidden_BLC = torch.from_numpy(np.stack([row["hidden"] for row in rows]))
+        scored_B1 = torch.tensor([row["scored"] for row in rows]).unsqueeze(1)
+        fresh_BL = torch.arange(targets_BLC.shape[1]) >= scored_B1
+        inputs_BLC = targets_BLC.masked_fill(hidden_BLC, torch.nan)
+        batch = {"inputs": inputs_BLC, "targets": targets_BLC, "hidden": hidden_BLC, "fresh": fresh_BL}
+        if "labels" in rows[0]:
+            batch["labels"] = torch.from_numpy(np.stack([row["labels"] for row in rows]))
+        return batch
+
+    def _labelled(self, rows: list[dict[str, Any]], index: torch.Tensor) -> Batch:
+        batch = {"inputs": torch.from_numpy(np.stack([row["values"] for row in rows])), "index": index}
+        if "label" in rows[0]:
+            batch["labels"] = torch.tensor([row["label"] for row in rows])
+        return batch
+
+
+def covariate_scale(part: Part) -> tuple[list[float], list[float]]:
+    """Mean and deviation of every covariate in the training part; calendar columns are left as they are."""
+    series = part.series
+    inside = np.concatenate(
+        [np.arange(o + b, o + e) for o, b, e in zip(series.offsets[:-1], part.begin, part.end, strict=True)] or [np.empty(0, int)]
+    )
+    known = series.known_TK[inside] if len(inside) else series.known_TK
+    n_calendar = 2 * len(series.calendar)
+    given = known[:, : known.shape[1] - n_calendar].astype(np.float64)
+    mean = [*np.nan_to_num(np.nanmean(given, 0)), *np.zeros(n_calendar), *series.static_SK.mean(0)]
+    std = [*np.nanstd(given, 0), *np.ones(n_calendar), *series.static_SK.std(0)]
+    return [float(m) for m in mean], [float(s) if np.isfinite(s) and s > 1e-6 else 1.0 for s in std]
+
+
+def window_facts(rows: Rows, part: Part) -> dict[str, Any]:
+    """What a split of windows holds."""
+    series = part.series
+    begin, end = int(part.begin[0]), int(part.end[0])
+    facts: dict[str, Any] = {"rows": len(rows), "series": len(series), "channels": len(series.channels)}
+    facts["steps"] = int((part.end - part.begin).sum())
+    if len(series) == 1 and end > begin:
+        facts |= {"from": str(series.time(0, begin))[:19], "to": str(series.time(0, end - 1))[:19]}
+    return facts
+
+
+def window_names(rows: WindowRows, index: np.ndarray, steps: int, task: str, channels: Sequence[str]) -> dict[str, Sequence[Any]]:
+    """Series, channel, times and step of numbers `(window * steps + step) * channels + channel`; scores have no channel."""
+    n_channels = 1 if task == "anomaly" else len(channels)
+    windows, rest = np.divmod(index, steps * n_channels)
+    step, channel = np.divmod(rest, n_channels)
+    chosen, inverse = np.unique(windows, return_inverse=True)
+    ids, origins, times = [], [], []
+    for window in chosen:
+        series, first = rows.start(int(window))[:2] if isinstance(rows, SpanRows) else rows.place(int(window))
+        ids.append(rows.series.ids[series])
+        origins.append(rows.series.time(series, first - 1))
+        times.append(rows.series.times(series, first, steps))
+    found: dict[str, Sequence[Any]] = {"id": np.array(ids, dtype=object)[inverse].tolist()}
+    if task != "anomaly":
+        found["channel"] = np.array(channels, dtype=object)[channel].tolist()
+    if task == "forecasting":
+        found |= {"last_observed": np.array(origins)[inverse], "step": (step + 1).tolist()}
+    return {**found, "time": np.stack(times)[inverse, step] if len(chosen) else []}

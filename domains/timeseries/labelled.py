@@ -1,0 +1,158 @@
+"""Series with one label each, as the UCR archive has them: a label, then the values, one series per line."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from longseq.domains.base import Rows
+from longseq.domains.timeseries.files import numbers, read_table
+from longseq.domains.timeseries.sources import ReadOptions, Source, find_files
+from longseq.errors import DataError
+
+
+@dataclass(frozen=True)
+class LabelledSeries:
+    """N series of one channel.
+
+    Attributes:
+        values_NL1: fp32, NaN behind the end of shorter series and where nothing was observed.
+        labels: (N,) as text; "1.0" is "1".
+        where: file and line of each series.
+    """
+
+    values_NL1: np.ndarray
+    labels: np.ndarray
+    where: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) steps up to the last observed one."""
+        seen = ~np.isnan(self.values_NL1[..., 0])
+        return np.where(seen, np.arange(1, seen.shape[1] + 1), 0).max(1)
+
+    def select(self, rows: np.ndarray) -> "LabelledSeries":
+        """Some of the series."""
+        return LabelledSeries(self.values_NL1[rows], self.labels[rows], [self.where[i] for i in rows])
+
+
+def read_labelled(source: Source, options: ReadOptions, counts: dict[str, Any], label_column: str | None = None) -> LabelledSeries:
+    """Reads all files of a source.
+
+    Args:
+        source: a file, a list, a folder or a pattern.
+        options: encoding, decimal point and what to do with bad cells.
+        counts: takes up what was skipped.
+        label_column: name of the label's column in files with a header; None for the first column.
+
+    Raises:
+        DataError: naming the line of a series without label or values.
+    """
+    parts = [_read_file(path, options, counts, label_column) for path in find_files(source)]
+    longest = max(part.values_NL1.shape[1] for part in parts)
+    return LabelledSeries(
+        np.concatenate([padded(part.values_NL1, longest) for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        [where for part in parts for where in part.where],
+    )
+
+
+def padded(values_NL1: np.ndarray, length: int) -> np.ndarray:
+    """Series with NaN behind their ends up to a length."""
+    missing = length - values_NL1.shape[1]
+    return np.pad(values_NL1, ((0, 0), (0, max(0, missing)), (0, 0)), constant_values=np.nan)
+
+
+def _read_file(path: Any, options: ReadOptions, counts: dict[str, Any], label_column: str | None) -> LabelledSeries:
+    table = read_table(path, encoding=options.encoding, decimal=options.decimal, header=False)
+    # A header is a first line whose second cell is no number.
+    second = table.frame.iloc[0, 1] if table.frame.shape[1] > 1 else None
+    if isinstance(second, str) and pd.isna(pd.to_numeric(second, errors="coerce")):
+        table = read_table(path, encoding=options.encoding, decimal=options.decimal)
+    counts |= table.notes
+    column = table.frame.columns[0] if label_column is None else label_column
+    if column not in table.frame.columns:
+        raise DataError(f"{path}: there is no column {column!r} (data.label_column); the label is the first column otherwise")
+    if table.frame.shape[1] < 2:
+        raise DataError(f"{path}: one column, where a label and then the values of a series were expected in each line")
+    others = [str(name) for name in table.frame.columns if name != column]
+    values = np.stack([numbers(table, name, options.on_bad, counts) for name in others], 1).astype(np.float32)
+    labels = table.frame[column]
+    empty = labels.isna().to_numpy() | np.isnan(values).all(1)
+    if empty.any() and options.on_bad == "error":
+        row = int(np.argmax(empty))
+        what = "no label" if pd.isna(labels.iloc[row]) else "no value"
+        raise DataError(f"{table.where(row)}: {what}; correct it, or set data.on_bad=skip to leave such series out")
+    if empty.any():
+        counts["series without label or values, left out"] = int(empty.sum())
+    kept = np.flatnonzero(~empty)
+    names = np.array([label_text(labels.iloc[i]) for i in kept], dtype=object)
+    return LabelledSeries(values[kept][..., None], names, [table.where(int(i)) for i in kept])
+
+
+def label_text(label: Any) -> str:
+    """A label as people write it: 1.0 is 1."""
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
+
+
+def class_names(labels: Sequence[str]) -> list[str]:
+    """All classes, numbers in the order of numbers."""
+    found = sorted(set(labels))
+    try:
+        return sorted(found, key=float)
+    except ValueError:
+        return found
+
+
+def encode_labels(
+    series: LabelledSeries, classes: Sequence[str], part: str, on_bad: str, counts: dict[str, Any]
+) -> tuple[LabelledSeries, np.ndarray]:
+    """The series with their class numbers; labels that train does not have are an error, or left out and counted.
+
+    Raises:
+        DataError: naming the first series with an unknown label.
+    """
+    number = {name: i for i, name in enumerate(classes)}
+    codes = np.array([number.get(label, -1) for label in series.labels], dtype=np.int64)
+    unknown = np.flatnonzero(codes < 0)
+    if len(unknown):
+        row = int(unknown[0])
+        if on_bad == "error":
+            raise DataError(
+                f"{series.where[row]}: label {series.labels[row]!r} is in {part}, but not in train, which has {', '.join(classes[:20])}; "
+                "add such series to train, or set data.on_bad=skip to leave them out"
+            )
+        counts[f"series of unknown classes left out of {part}"] = len(unknown)
+        kept = np.flatnonzero(codes >= 0)
+        series, codes = series.select(kept), codes[kept]
+    if not len(series):
+        raise DataError(f"no series is left for {part}")
+    return series, codes
+
+
+class LabelledRows(Rows):
+    """Series and their classes.
+
+    Args:
+        series: padded to one length.
+        labels: (N,) classes; None to predict.
+    """
+
+    def __init__(self, series: LabelledSeries, labels: np.ndarray | None) -> None:
+        self.series, self.labels = series, labels
+        self.lengths = np.broadcast_to(np.int64(series.values_NL1.shape[1]), (len(series),))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row: dict[str, Any] = {"index": index, "values": self.series.values_NL1[index]}
+        return row if self.labels is None else {**row, "label": int(self.labels[index])}
+
+
+def check_classes(classes: Sequence[str]) -> None:
+    """Raises DataError if there is nothing to tell apart."""
+    if len(classes) < 2:
+        raise DataError(f"train has one class only, {classes[0]!r}: there is nothing to tell apart; is the label the first column?")
