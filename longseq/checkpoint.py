@@ -31,6 +31,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         old = new.with_name(new.name + "-old")
         if folder.exists():
             folder.rename(old)
+        new.chmod(0o777 & ~_umask())
         new.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     finally:
@@ -48,7 +49,15 @@ def write_atomically(path: Path, text: str) -> None:
         except BaseException:
             Path(file.name).unlink(missing_ok=True)
             raise
+    Path(file.name).chmod(0o666 & ~_umask())
     Path(file.name).replace(path)
+
+
+def _umask() -> int:
+    # It can only be read by setting it. Temporary files are private; what takes their place follows the user's umask.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def save_model(model: SequenceModel, folder: str | Path, *, extra: dict[str, str] | None = None) -> Path:

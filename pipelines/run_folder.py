@@ -63,11 +63,15 @@ def resume_from(cfg: "DictConfig", overrides: list[str]) -> "DictConfig":
     """
     if cfg.resume is None:
         return cfg
-    folder = _newest_unfinished(cfg) if cfg.resume == "auto" else Path(cfg.resume)
-    if folder is None:
-        print("resume=auto: no unfinished run with this config; starting a new one")
-        cfg.resume = None
+    if cfg.resume == "auto":
+        found = _newest_unfinished(cfg)
+        if found is None:
+            print("resume=auto: no unfinished run with this config; starting a new one")
+        # The same command again: its own config holds.
+        cfg.run_dir = cfg.run_dir if found is None else str(found)
+        cfg.resume = None if found is None else str(found)
         return cfg
+    folder = Path(cfg.resume)
     if folder.suffix == ".ckpt":
         folder = folder.parent.parent
     if not (folder / "checkpoints" / "last.ckpt").is_file():

@@ -166,7 +166,7 @@ def chances(levels: np.ndarray, tables: Sequence[tuple[int, np.ndarray]], weight
     chance = tables[0][1][0, levels[1:]].astype(np.float64)
     for order, counted in tables[1:]:
         context = contexts(levels, order, MARKOV_BINS[order])
-        seen, total = counted[context, levels[order:]], counted[context].sum(1)
+        seen, total = counted[context, levels[order:]], counted.sum(1)[context]
         known = chance[order - 1 :]
         chance[order - 1 :] = (seen + weight * known) / (total + weight)
     return chance

@@ -1,4 +1,4 @@
-"""Metrics of the field: equal error rate, word and character error rates, and labels per frame."""
+"""The equal error rate, which speaker and event detection report."""
 
 from __future__ import annotations
 
@@ -38,42 +38,3 @@ class EqualErrorRate(Metric):
         classes = [1] if scores.shape[1] == 2 and bool((labels.sum(1) == 1).all()) else range(scores.shape[1])
         rates = [binary_eer(scores[:, c].float(), labels[:, c].long()) for c in classes if 0 < labels[:, c].sum() < len(labels)]
         return torch.stack(rates).mean() if rates else torch.tensor(math.nan, device=scores.device)
-
-
-class TextErrorRate(Metric):
-    """Insertions, deletions and substitutions of all texts, over the length of all references.
-
-    Args:
-        words: count words; otherwise characters, blanks included.
-    """
-
-    errors: Tensor
-    total: Tensor
-
-    def __init__(self, words: bool) -> None:
-        super().__init__()
-        self.words = words
-        self.add_state("errors", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("total", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, predicted: list[str], references: list[str]) -> None:
-        """Adds texts and what they should have been."""
-        for text, reference in zip(predicted, references, strict=True):
-            pair = (text.split(), reference.split()) if self.words else (list(text), list(reference))
-            self.errors += edit_distance(*pair)
-            self.total += len(pair[1])
-
-    def compute(self) -> Tensor:
-        """The rate; above 1 if more is inserted than there was."""
-        return (self.errors / self.total).float()
-
-
-def edit_distance(a: list[str], b: list[str]) -> int:
-    """The fewest insertions, deletions and substitutions that turn one list into the other (Levenshtein)."""
-    before = list(range(len(b) + 1))
-    for i, x in enumerate(a, start=1):
-        row = [i]
-        for j, y in enumerate(b, start=1):
-            row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (x != y)))
-        before = row
-    return before[-1]

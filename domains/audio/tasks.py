@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassF1Score, MultilabelAveragePrecision
+from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from longseq.domains.audio.decode import BLANK_ID, decode_batch
 from longseq.domains.audio.labels import Vocabulary
-from longseq.domains.audio.metrics import EqualErrorRate, TextErrorRate
+from longseq.domains.audio.metrics import EqualErrorRate
 from longseq.domains.metrics import TokenLoss
 from longseq.domains.tasks import IGNORE, Batch, Classification, MultiLabel, Task
 
@@ -69,7 +70,7 @@ class CTC(Task):
         )
 
     def metrics(self) -> MetricCollection:
-        return MetricCollection({"cer": TextErrorRate(words=False), "wer": TextErrorRate(words=True)}, compute_groups=False)
+        return MetricCollection({"cer": CharErrorRate(), "wer": WordErrorRate()}, compute_groups=False)
 
     def update(self, metrics: MetricCollection, outputs: Tensor, batch: Batch) -> None:
         metrics.update(self.texts(outputs, batch), references(batch))

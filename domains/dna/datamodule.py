@@ -177,7 +177,7 @@ class DNAData(DomainData):
             return tables
         everything = tables["train"]
         # A share of the whole, also where one of the parts is a file of its own.
-        shares = {f"{name}_fraction": 0.0 if name in tables else share for name, share in self.fractions.items()}
+        shares: dict[str, Any] = {f"{name}_fraction": 0.0 if name in tables else share for name, share in self.fractions.items()}
         split = make_split(everything, **self.split_options, **shares, seed=self.seed)
         self.counts["split"] = split.rule
         parts = {"train": split.train, "val": split.val, "test": split.test}
@@ -232,7 +232,7 @@ class DNAData(DomainData):
         else:
             store = build_token_cache(fasta_files(self.sources["train"]), self.cache_dir, invalid=self.invalid)
             names = store.names
-        fractions = {f"{name}_fraction": share for name, share in self.fractions.items()}
+        fractions: dict[str, Any] = {f"{name}_fraction": share for name, share in self.fractions.items()}
         chroms = {key: self.split_options[key] for key in ("val_chroms", "test_chroms")}
         regions = split_regions(store, names, **chroms, **fractions)
         for name in ("train", "val", "test"):

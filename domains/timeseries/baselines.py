@@ -1,5 +1,6 @@
 """What a forecast must beat: repeat-last, seasonal naive and closed-form ridge; interpolation; nearest neighbours."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -262,7 +263,7 @@ def series_features(values: np.ndarray) -> np.ndarray:
     steps = np.diff(filled, axis=1)
     power = np.abs(np.fft.rfft(centred, axis=1)) ** 2
     edges = np.unique(np.geomspace(1, power.shape[1], 17).astype(int))
-    bands = [np.log1p(power[:, low:high].sum(1)) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    bands = [np.log1p(power[:, low:high].sum(1)) for low, high in itertools.pairwise(edges)]
     quartiles = np.quantile(filled, (0.0, 0.25, 0.5, 0.75, 1.0), axis=1)
     parts = [filled.mean(1), filled.std(1), np.abs(steps).mean(1), steps.std(1), *quartiles, *bands]
     return np.concatenate(parts, 1)

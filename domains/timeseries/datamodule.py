@@ -28,7 +28,7 @@ from longseq.domains.timeseries.parts import (
     predict_rows,
     span_rows,
 )
-from longseq.domains.timeseries.series import Scale, SeriesSet, measure_scale
+from longseq.domains.timeseries.series import SeriesSet, measure_scale
 from longseq.domains.timeseries.sources import ReadOptions, Source, read_series
 from longseq.domains.timeseries.splits import split_series
 from longseq.domains.timeseries.tokenizer import SeriesTokenizer
@@ -223,7 +223,9 @@ class SeriesData(DomainData):
             # A share of the whole, also where one of the parts is a file of its own.
             shares = {f"{name}_fraction": 0.0 if name in sets else rules[f"{name}_fraction"] for name in ("val", "test")}
             if len(sets) > 1 and rules["rule"] != "ratio":
-                raise ConfigError(f"data.split={rules['rule']} cuts one table; give either both data.val and data.test or neither")
+                raise ConfigError(
+                    f"data.split={rules['rule']} cuts one table; give either both data.val and data.test or neither"
+                )
             borders = split_series(train, **{**rules, **shares}, horizon=self.window_options.horizon)
             edges, self.counts["split"] = borders.edges, borders.rule
         scale = measure_scale(train, edges[:, 1], self.season)
@@ -268,9 +270,14 @@ class SeriesData(DomainData):
                 self.splits[name] = forecast_rows(part, name, self.window_options, self.counts)
             else:
                 self.splits[name] = span_rows(part, name, self.window_options, self.counts, **self.spans)
+        options = self.window_options
+        ahead = f", {options.horizon} ahead" if self.task_name == "forecasting" else ""
+        self.counts["window"] = f"{options.lookback} steps read{ahead}"
         rows, shown = self.splits["test"], self.report_every("test")
         if self.task_name == "forecasting" and shown > 1:
-            self.counts["predictions.csv"] = f"one in {shown} of {len(rows):,} test windows (data.prediction_rows={self.prediction_rows})"
+            self.counts["predictions.csv"] = (
+                f"one in {shown} of {len(rows):,} test windows (data.prediction_rows={self.prediction_rows})"
+            )
 
     def _setup_predict(self) -> None:
         source = self.sources["predict"]
@@ -283,18 +290,21 @@ class SeriesData(DomainData):
         else:
             self.season = self.season or series.frequency.season
             scale = measure_scale(series, series.lengths, self.season)
+        part = Part(series, scale, 0 * series.lengths, series.lengths)
         if self.task_name == "forecasting":
             self.splits["predict"] = predict_rows(series, self.window_options)
         else:
-            part = Part(series, scale, 0 * series.lengths, series.lengths)
-            self.splits["predict"] = span_rows(part, "predict", self.window_options, self.counts, **self.spans)
-        self.parts["predict"] = Part(series, scale, series.lengths, series.lengths)
+            # Nothing is hidden on purpose: what is missing is to be filled in.
+            self.splits["predict"] = span_rows(part, "predict", self.window_options, self.counts, **{**self.spans, "hide": 0.0})
+        self.parts["predict"] = part
 
     def _setup_labelled(self, stage: str | None) -> None:
         found = self._read_labelled()
         if stage == "predict" and "predict" in found:
             found = {"predict": found["predict"]}
-        self.labels = class_names([str(label) for name, part in found.items() if name in ("train", "predict") for label in part.labels])
+        self.labels = class_names(
+            [str(label) for name, part in found.items() if name in ("train", "predict") for label in part.labels]
+        )
         longest = max(part.values_NL1.shape[1] for part in found.values())
         if longest > self.tokenizer.lookback:
             self.counts[f"cropped to {self.tokenizer.lookback} steps"] = f"{longest} in the longest series; raise data.lookback"
@@ -331,7 +341,9 @@ class SeriesData(DomainData):
             for name, chosen in rows.items():
                 if name == "train" or name not in found:
                     if not len(chosen):
-                        raise DataError(f"no series is left for {name}; give data.{name}= a file, or a larger data.{name}_fraction")
+                        raise DataError(
+                            f"no series is left for {name}; give data.{name}= a file, or a larger data.{name}_fraction"
+                        )
                     found[name] = everything.select(chosen)
             taken = " and ".join(name for name, share in shares.items() if share)
             self.counts["split"] = f"{taken} drawn from train at random, every class in proportion"
@@ -403,7 +415,9 @@ class SeriesData(DomainData):
         if self.task_name in ("imputation", "anomaly"):
             return True
         if self.task_name == "classification":
-            return any(np.isnan(rows.series.values_NL1).any() for rows in self.splits.values() if isinstance(rows, LabelledRows))
+            return any(
+                np.isnan(rows.series.values_NL1).any() for rows in self.splits.values() if isinstance(rows, LabelledRows)
+            )
         observed = [part.series.values_TC[int(b) : int(e)] for part, b, e in self._observed()]
         padded_windows = any(key.startswith("series with windows padded") for key in self.counts)
         reads_only = any(part.series.n_targets < len(part.series.channels) for part in self.parts.values())
@@ -419,7 +433,7 @@ class SeriesData(DomainData):
     def head_options(self, backbone: Backbone, head: dict[str, Any]) -> dict[str, Any]:
         if head["name"] != "forecast":
             return head
-        n_channels, n_covariates = self.n_inputs
+        n_channels, _n_covariates = self.n_inputs
         if self.task_name == "forecasting":
             n_channels = self._part().series.n_targets
             if self.tokenizer.kind == "patch" and n_channels < self.n_inputs[0]:
@@ -485,9 +499,7 @@ class SeriesData(DomainData):
             train.series.values_NL1, train.labels, test.series.values_NL1, len(self.labels)
         )
         truth = torch.from_numpy(test.labels)
-        return {
-            name: task.score_predictions(torch.from_numpy(p).float(), truth) for name, p in found.items()
-        }
+        return {name: task.score_predictions(torch.from_numpy(p).float(), truth) for name, p in found.items()}
 
     def _labelled(self, split: str) -> LabelledRows:
         rows = self.splits[split if split in self.splits else "predict"]
@@ -517,6 +529,7 @@ class Collate:
     def __init__(self, data: SeriesData, split: str) -> None:
         self.forecast = data.task_name == "forecasting"
         self.scale = data.parts[split].scale if split in data.parts else None
+        self.unknown = split == "predict"
         self.every = data.report_every(split) if split in data.splits else 1
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
@@ -528,6 +541,8 @@ class Collate:
         n_channels = batch["targets"].shape[-1]
         batch["scale"] = torch.from_numpy(self.scale.std_SC[which, :n_channels].astype(np.float32))
         batch["mase"] = torch.from_numpy(self.scale.mase_SC[which, :n_channels].astype(np.float32))
+        if self.unknown:
+            batch["unknown"] = torch.ones(len(rows), dtype=torch.bool)
         return {**batch, "index": index, "report": index % self.every == 0}
 
     def _forecast(self, rows: list[dict[str, Any]]) -> Batch:
@@ -562,7 +577,8 @@ def covariate_scale(part: Part) -> tuple[list[float], list[float]]:
     """Mean and deviation of every covariate in the training part; calendar columns are left as they are."""
     series = part.series
     inside = np.concatenate(
-        [np.arange(o + b, o + e) for o, b, e in zip(series.offsets[:-1], part.begin, part.end, strict=True)] or [np.empty(0, int)]
+        [np.arange(o + b, o + e) for o, b, e in zip(series.offsets[:-1], part.begin, part.end, strict=True)]
+        or [np.empty(0, int)]
     )
     known = series.known_TK[inside] if len(inside) else series.known_TK
     n_calendar = 2 * len(series.calendar)
@@ -583,7 +599,9 @@ def window_facts(rows: Rows, part: Part) -> dict[str, Any]:
     return facts
 
 
-def window_names(rows: WindowRows, index: np.ndarray, steps: int, task: str, channels: Sequence[str]) -> dict[str, Sequence[Any]]:
+def window_names(
+    rows: WindowRows, index: np.ndarray, steps: int, task: str, channels: Sequence[str]
+) -> dict[str, Sequence[Any]]:
     """Series, channel, times and step of numbers `(window * steps + step) * channels + channel`; scores have no channel."""
     n_channels = 1 if task == "anomaly" else len(channels)
     windows, rest = np.divmod(index, steps * n_channels)

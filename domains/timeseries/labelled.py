@@ -41,7 +41,9 @@ class LabelledSeries:
         return LabelledSeries(self.values_NL1[rows], self.labels[rows], [self.where[i] for i in rows])
 
 
-def read_labelled(source: Source, options: ReadOptions, counts: dict[str, Any], label_column: str | None = None) -> LabelledSeries:
+def read_labelled(
+    source: Source, options: ReadOptions, counts: dict[str, Any], label_column: str | None = None
+) -> LabelledSeries:
     """Reads all files of a source.
 
     Args:
@@ -155,4 +157,6 @@ class LabelledRows(Rows):
 def check_classes(classes: Sequence[str]) -> None:
     """Raises DataError if there is nothing to tell apart."""
     if len(classes) < 2:
-        raise DataError(f"train has one class only, {classes[0]!r}: there is nothing to tell apart; is the label the first column?")
+        raise DataError(
+            f"train has one class only, {classes[0]!r}: there is nothing to tell apart; is the label the first column?"
+        )

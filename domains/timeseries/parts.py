@@ -91,7 +91,11 @@ def _too_short(part: Part, name: str, options: WindowOptions, short: np.ndarray,
         return
     i = int(short[0])
     has = int(part.end[i] - part.begin[i])
-    needs = f"data.min_lookback + data.horizon = {options.least} + {options.horizon}" if name == "train" else f"data.horizon={options.horizon}"
+    needs = (
+        f"data.min_lookback + data.horizon = {options.least} + {options.horizon}"
+        if name == "train"
+        else f"data.horizon={options.horizon}"
+    )
     raise DataError(
         f"{part.series.name(i)}: {name} has {has} of its {int(part.series.lengths[i])} steps, but a window needs {needs} "
         f"({len(short)} such series); lower data.horizon, give more to {name} (data.split=last, data.val_fraction, data.test_fraction), "

@@ -143,7 +143,11 @@ def find_channels(table: Table, options: ReadOptions, long: bool, time_column: s
         used = {time_column, options.anomaly_column, *options.past_covariates, *options.known_covariates}
         candidates = [str(c) for c in table.frame.columns if str(c) not in used]
         # A column of nothing but text is no series; one with a bad cell among numbers is, and its cell gets reported.
-        text = [c for c in candidates if pd.to_numeric(table.frame[c], errors="coerce").isna().all() and table.frame[c].notna().any()]
+        text = [
+            c
+            for c in candidates
+            if pd.to_numeric(table.frame[c], errors="coerce").isna().all() and table.frame[c].notna().any()
+        ]
         if text:
             counts["columns of text, not read"] = ", ".join(text)
         targets = [c for c in candidates if c not in text]
@@ -303,7 +307,9 @@ def assemble(
     names = [piece.id for piece in pieces]
     twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
     if twice:
-        raise DataError(f"{source}: the series {sorted(twice)[0]!r} stands in two files; give each series one file, or another id")
+        raise DataError(
+            f"{source}: the series {sorted(twice)[0]!r} stands in two files; give each series one file, or another id"
+        )
     if not pieces:
         raise DataError(f"{source}: no row is left")
     pieces = [in_order(piece, options.on_bad, counts) for piece in pieces]
@@ -372,7 +378,11 @@ def fill_missing(series: SeriesSet, how: str) -> None:
     observed = np.concatenate(
         [np.arange(series.offsets[i], series.offsets[i + 1] - series.ahead[i]) for i in range(len(series))]
     )
-    missing = int(np.isnan(series.values_TC[observed]).sum()) if len(observed) < len(series.values_TC) else int(np.isnan(series.values_TC).sum())
+    missing = (
+        int(np.isnan(series.values_TC[observed]).sum())
+        if len(observed) < len(series.values_TC)
+        else int(np.isnan(series.values_TC).sum())
+    )
     if missing:
         what = {"mask": "shown to the model as missing, not scored", "forward": "replaced by the last value before"}
         if how == "error":

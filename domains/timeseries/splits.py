@@ -69,7 +69,9 @@ def split_series(
         edges = np.stack([0 * lengths, lengths - 2 * horizon, lengths - horizon, lengths], 1)
         return Borders(np.maximum(edges, 0), f"last: val and test are the last {horizon} steps each of every series")
     if val_fraction < 0 or test_fraction < 0 or val_fraction + test_fraction >= 1:
-        raise ConfigError(f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} must leave a share for train")
+        raise ConfigError(
+            f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} must leave a share for train"
+        )
     # Rounded first: 1 - 0.1 - 0.2 is a little more than 0.7.
     n_train = np.floor(np.round(lengths * round(1 - val_fraction - test_fraction, 9), 6)).astype(np.int64)
     n_test = np.floor(np.round(lengths * test_fraction, 6)).astype(np.int64)

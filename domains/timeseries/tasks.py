@@ -1,7 +1,8 @@
 """Tasks of series: forecasts with intervals, filling in, and anomaly scores.
 
 A batch holds `inputs` (B, L, C) in original units with NaN where nothing was observed, `targets` of the same kind, and
-`scale` and `mase` (B, C), the training deviation and the unit of MASE of each row's channels.
+`scale` and `mase` (B, C), the training deviation and the unit of MASE of each row's channels; `report` (B,) marks rows for
+predictions.csv, and `unknown` says that the truth still lies ahead.
 """
 
 from collections.abc import Sequence
@@ -120,14 +121,15 @@ class Forecasting(Task):
         """
         chosen_B = batch["report"]
         answer_BFCQ = outputs[chosen_B][..., : len(self.quantiles)].float().cpu().numpy()
-        n, horizon, n_channels = answer_BFCQ.shape[:3]
+        horizon, n_channels = answer_BFCQ.shape[1:3]
         windows = batch["index"][chosen_B].cpu().numpy()
         index = windows[:, None] * (horizon * n_channels) + np.arange(horizon * n_channels)
         found = {"index": index.reshape(-1), "forecast": answer_BFCQ[..., self.middle].reshape(-1)}
         for i, q in enumerate(self.quantiles if len(self.quantiles) > 1 else []):
             found[f"q{q:g}"] = answer_BFCQ[..., i].reshape(-1)
-        truth = batch["targets"][chosen_B].cpu().numpy()
-        return found if np.isnan(truth).all() and n else {**found, "truth": truth.reshape(-1)}
+        if "unknown" not in batch:
+            found["truth"] = batch["targets"][chosen_B].cpu().numpy().reshape(-1)
+        return found
 
     def config(self) -> dict[str, Any]:
         names = ("channels", "horizon", "output", "quantiles")
@@ -181,11 +183,13 @@ class Imputation(Task):
     def predictions(self, outputs: Tensor, batch: Batch) -> dict[str, np.ndarray]:
         """One row per hidden value of the windows marked in `report`; the index is `(window * L + step) * C + channel`."""
         chosen_B = batch["report"]
-        truth = self.scored(batch)[chosen_B].cpu().numpy().reshape(int(chosen_B.sum()), -1)
-        index = batch["index"][chosen_B].cpu().numpy()[:, None] * truth.shape[1] + np.arange(truth.shape[1])
-        hidden = batch["hidden"][chosen_B].cpu().numpy().reshape(truth.shape)
-        filled = outputs[chosen_B][..., 0].float().cpu().numpy().reshape(truth.shape)
-        return {"index": index[hidden], "forecast": filled[hidden], "truth": truth[hidden]}
+        hidden = batch["hidden"][chosen_B].flatten(1).cpu().numpy()
+        index = batch["index"][chosen_B].cpu().numpy()[:, None] * hidden.shape[1] + np.arange(hidden.shape[1])
+        filled = outputs[chosen_B][..., 0].float().flatten(1).cpu().numpy()
+        found = {"index": index[hidden], "forecast": filled[hidden]}
+        if "unknown" not in batch:
+            found["truth"] = batch["targets"][chosen_B].flatten(1).cpu().numpy()[hidden]
+        return found
 
     def config(self) -> dict[str, Any]:
         return {"task": self.name, "channels": self.channels, "length": self.length}
@@ -252,6 +256,6 @@ class AnomalyDetection(Imputation):
         fresh = batch["fresh"].cpu().numpy()
         index = batch["index"].cpu().numpy()[:, None] * fresh.shape[1] + np.arange(fresh.shape[1])
         found = {"index": index[fresh], "score": self.scores(outputs, batch).cpu().numpy()[fresh]}
-        if self.labelled:
+        if "labels" in batch:
             found["anomaly"] = batch["labels"].cpu().numpy()[fresh]
         return found

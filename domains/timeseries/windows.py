@@ -90,7 +90,7 @@ class SpanRows(WindowRows):
         stride: steps from one window to the next; None for windows side by side, the last one moved back to the end of the
             part, where only the steps that no other window holds are scored.
         seed: of the hidden spans.
-        hide: share of the steps that is hidden.
+        hide: share of the steps that is hidden; with 0, what is missing anyway is to be filled in.
         span: mean length of a hidden span, in steps.
         together: hide all channels at once.
     """
@@ -128,7 +128,7 @@ class SpanRows(WindowRows):
         series, step, scored = self.start(index)
         values = self.values(series, step, self.length)
         rng = row_generator(self.seed, 0 if self.side_by_side else self.epoch + 1, index)
-        hidden = hidden_spans(rng, values.shape, self.hide, self.span, self.together)
+        hidden = hidden_spans(rng, values.shape, self.hide, self.span, self.together) if self.hide else np.isnan(values)
         row: dict[str, Any] = {"index": index, "series": series, "values": values, "hidden": hidden, "scored": scored}
         if self.series.labels_T is not None:
             begin = int(self.series.offsets[series]) + step

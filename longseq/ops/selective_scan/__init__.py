@@ -12,7 +12,7 @@ from torch import Tensor
 from longseq.ops.selective_scan.chunked import selective_scan_chunked
 from longseq.ops.selective_scan.reference import selective_scan_reference
 
-__all__ = ["selective_scan", "selective_scan_step"]
+__all__ = ["Implementation", "selective_scan", "selective_scan_step"]
 
 Implementation = Literal["auto", "reference", "chunked", "triton"]
 _TRITON_MODULE = "longseq.ops.selective_scan.triton"

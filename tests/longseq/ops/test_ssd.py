@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from longseq.ops.ssd import ssd, ssd_step
+from longseq.ops.ssd import Implementation, ssd, ssd_step
 
 LENGTHS = [1, 2, 63, 64, 100, 257]
 SIZES = {"n_batch": 2, "n_heads": 4, "width": 3, "n_groups": 2, "n_state": 5}
@@ -127,7 +127,7 @@ def test_nan_under_the_mask_reaches_nothing() -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])
-def test_padded_rows_equal_the_unpadded_row(side: str, implementation: str) -> None:
+def test_padded_rows_equal_the_unpadded_row(side: str, implementation: Implementation) -> None:
     inputs = make_inputs(90, seed=5)
     mask = torch.ones(2, 90, dtype=torch.bool)
     keep = slice(37, None) if side == "left" else slice(None, 53)

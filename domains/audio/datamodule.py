@@ -1,0 +1,429 @@
+"""Reads people's recordings, or makes the demo's, and gives batches of samples or mu-law levels with their labels."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from longseq.backbone import Backbone
+from longseq.domains.audio import baselines, demo
+from longseq.domains.audio.clips import Clips, cut_windows, open_clips
+from longseq.domains.audio.labels import Vocabulary, normalise, text_labels
+from longseq.domains.audio.options import augmentation, check_task, read_options
+from longseq.domains.audio.rows import ClipRows, feature_statistics
+from longseq.domains.audio.sources import Source, read_source
+from longseq.domains.audio.splits import SPEAKERS, make_split, speaker_leaks
+from longseq.domains.audio.targets import Labelled, encode_targets
+from longseq.domains.audio.tasks import own_target
+from longseq.domains.audio.tokenizer import LEVELS, SILENCE, AudioTokenizer
+from longseq.domains.base import DomainData, Row
+from longseq.domains.loading import pad_rows
+from longseq.domains.tasks import IGNORE, Batch, Task
+from longseq.errors import ConfigError, DataError
+
+# Window of a language model where none is asked for.
+WINDOW_S = 1.0
+# So much sound is decoded once before training, to find what is damaged.
+DECODE_LIMIT_S = 3 * 3600.0
+
+
+class AudioData(DomainData):
+    """Sound from a folder per class, a folder of telling file names, or a manifest; wav, flac, ogg, mp3.
+
+    Only headers are read before training, and samples when a batch needs them, so that a collection may be larger than
+    memory.
+
+    Args:
+        task: `classification`, `multilabel`, `regression`, `ctc`, `frames` or `lm`.
+        train: the training data, or all data, which is then split; None for the embedded synthetic demo data.
+        val: data; None takes rows of `train`.
+        test: data; None takes rows of `train`.
+        predict: data to predict.
+        batch_size: rows per process and step.
+        max_tokens: if set, batches hold at most so many samples, padding included.
+        num_workers: loader processes.
+        seed: of splits, shuffling and augmentation.
+        path_column: of manifests; None for path, file, filename, audio and the like.
+        label_column: class, tags or number of each clip; a list for several numbers.
+        text_column: transcript of each clip (ctc).
+        start_column: seconds into the file at which a clip begins; need not be there.
+        duration_column: its seconds; need not be there.
+        audio_dir: where a manifest's relative paths start; None for its own folder.
+        path_pattern: regular expression on paths whose named groups become columns, such as label, speaker, text.
+        tag_separator: between the tags of one clip.
+        events: table of filename, onset, offset and event_label (frames).
+        vocabulary: symbols of transcripts, a list or a file with one a line; None for the characters of train.
+        lowercase: transcripts in lower case.
+        split_column: says train, val or test; a column split is used by itself.
+        test_pattern: regular expression on paths of test files.
+        val_pattern: likewise for val.
+        group_column: clips of one group, such as a speaker, stay in one split.
+        test_groups: groups held out for test.
+        val_groups: groups held out for val.
+        val_fraction: share of the clips where no rule says.
+        test_fraction: likewise.
+        on_bad: `error` refuses bad files and rows, `skip` leaves them out and counts them.
+        decode: decode everything once before training to find damage, NaN and silence; None: if rows are to be skipped, or
+            there are less than three hours.
+        sample_rate_hz: that everything is resampled to; None for the commonest of the data.
+        clip_s: longest clip in seconds; None for the longest there is (language models: 1 s).
+        on_long: `crop`, `window` (each window a row) or `error` for longer ones.
+        hop_s: seconds from one window to the next in train; None for clip_s. Val and test never overlap.
+        tokenizer: `waveform`, `mulaw`, `logmel` or `mfcc`.
+        stem_strides: of the waveform's convolutions; empty for a linear map of single samples.
+        stem_kernels: their kernels; None for twice the strides.
+        n_mels: mel filters.
+        n_mfcc: cepstral coefficients.
+        frame_s: seconds of an analysis window.
+        frame_hop_s: seconds from one to the next.
+        f_min: lowest frequency in Hz.
+        f_max: highest; None for half the sampling rate.
+        demo_rows: training clips of the demo data.
+        **augment: the fields of `longseq.domains.audio.augment.Augmentation`.
+    """
+
+    domain = "audio"
+
+    def __init__(
+        self,
+        *,
+        task: str,
+        train: Source | None = None,
+        val: Source | None = None,
+        test: Source | None = None,
+        predict: Source | None = None,
+        batch_size: int = 32,
+        max_tokens: int | None = None,
+        num_workers: int = 0,
+        seed: int = 1,
+        path_column: str | None = None,
+        label_column: str | Sequence[str] = "label",
+        text_column: str = "text",
+        start_column: str = "start",
+        duration_column: str = "duration",
+        audio_dir: str | None = None,
+        path_pattern: str | None = None,
+        tag_separator: str = ";",
+        events: str | None = None,
+        vocabulary: str | Sequence[str] | None = None,
+        lowercase: bool = False,
+        split_column: str | None = None,
+        test_pattern: str | None = None,
+        val_pattern: str | None = None,
+        group_column: str | None = None,
+        test_groups: Sequence[str] = (),
+        val_groups: Sequence[str] = (),
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        on_bad: str = "error",
+        decode: bool | None = None,
+        sample_rate_hz: int | None = None,
+        clip_s: float | None = None,
+        on_long: str = "crop",
+        hop_s: float | None = None,
+        tokenizer: str = "waveform",
+        stem_strides: Sequence[int] = (4, 4),
+        stem_kernels: Sequence[int] | None = None,
+        n_mels: int = 64,
+        n_mfcc: int = 20,
+        frame_s: float = 0.025,
+        frame_hop_s: float = 0.010,
+        f_min: float = 64.0,
+        f_max: float | None = None,
+        demo_rows: int = 400,
+        **augment: Any,
+    ) -> None:
+        super().__init__(task=task, batch_size=batch_size, max_tokens=max_tokens, num_workers=num_workers, seed=seed)
+        check_task(task)
+        for name, value, known in (("on_bad", on_bad, ("error", "skip")), ("on_long", on_long, ("crop", "window", "error"))):
+            if value not in known:
+                raise ConfigError(f"data.{name} must be one of {', '.join(known)}, found {value!r}")
+        for name, seconds in (("clip_s", clip_s), ("hop_s", hop_s)):
+            if seconds is not None and seconds <= 0:
+                raise ConfigError(f"data.{name} must be above 0 seconds, found {seconds}")
+        self.sources = {"train": train, "val": val, "test": test, "predict": predict}
+        self.read_options = read_options(
+            {
+                "path_column": path_column,
+                "start_column": start_column,
+                "duration_column": duration_column,
+                "audio_dir": audio_dir,
+                "path_pattern": path_pattern,
+            }
+        )
+        self.label_columns = [label_column] if isinstance(label_column, str) else list(label_column)
+        self.text_column, self.tag_separator, self.events, self.lowercase = text_column, tag_separator, events, lowercase
+        self.split_options: dict[str, Any] = {
+            "split_column": split_column,
+            "test_pattern": test_pattern,
+            "val_pattern": val_pattern,
+            "group_column": group_column,
+            "test_groups": tuple(test_groups),
+            "val_groups": tuple(val_groups),
+        }
+        self.fractions = {"val": val_fraction, "test": test_fraction}
+        self.on_bad, self.decode, self.demo_rows = on_bad, decode, demo_rows
+        self.clip_s, self.on_long, self.hop_s = clip_s, "window" if task == "lm" else on_long, hop_s
+        self.given_vocabulary = vocabulary
+        # Language models predict levels, whatever the default of the other tasks is.
+        self.tokenizer_name = "mulaw" if task == "lm" else tokenizer
+        self.tokenizer_options: dict[str, Any] = {
+            "stem_strides": tuple(stem_strides),
+            "stem_kernels": None if stem_kernels is None else tuple(stem_kernels),
+            "n_mels": n_mels,
+            "n_mfcc": n_mfcc,
+            "frame_s": frame_s,
+            "hop_s": frame_hop_s,
+            "f_min": f_min,
+            "f_max": f_max,
+        }
+        self.augmentation = augmentation(augment, task, self.tokenizer_name)
+        self._sample_rate_hz = sample_rate_hz
+        self.clips: dict[str, Clips] = {}
+        self.labelled: Labelled | None = None
+        self.statistics: dict[str, Sequence[float]] = {}
+
+    # -- reading
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads tables and headers once; later calls do nothing."""
+        if self.splits:
+            return
+        self.clips = self._demo() if self.sources["train"] is None else self._read()
+        self._choose_rate()
+        self._fit_lengths()
+        self.labelled = encode_targets(
+            self.clips,
+            self.task_name,
+            self.tokenizer,
+            label_columns=self.label_columns,
+            text_column=self.text_column,
+            tag_separator=self.tag_separator,
+            vocabulary=self.given_vocabulary,
+            lowercase=self.lowercase,
+        )
+        self.counts |= self.labelled.counts
+        for name, clips in self.clips.items():
+            targets = None if name == "predict" else self.labelled.targets.get(name)
+            options: dict[str, Any] = {"augmentation": self.augmentation} if name == "train" else {}
+            self.splits[name] = ClipRows(
+                clips,
+                self.tokenizer,
+                max_samples=self._max_samples,
+                seed=self.seed,
+                targets=targets,
+                n_classes=len(self.labelled.labels) if self.task_name == "classification" else None,
+                next_token=self.task_name == "lm",
+                **options,
+            )
+        self.statistics = feature_statistics(self.rows("train"))
+
+    def rows(self, split: str) -> ClipRows:
+        """A split's rows."""
+        rows = self.splits[split]
+        assert isinstance(rows, ClipRows)
+        return rows
+
+    def _demo(self) -> dict[str, Clips]:
+        self.counts["synthetic"] = demo.DESCRIPTIONS[self.task_name]
+        return demo.make_demo(self.task_name, self.demo_rows, seed=self.seed)
+
+    def _read(self) -> dict[str, Clips]:
+        parts = {name: self._open(name, source) for name, source in self.sources.items() if source is not None}
+        if "val" not in parts or "test" not in parts:
+            everything = parts["train"]
+            shares = {f"{name}_fraction": 0.0 if name in parts else share for name, share in self.fractions.items()}
+            column = self.label_columns[0] if self.task_name == "classification" else None
+            rows, rule = make_split(everything, **self.split_options, **shares, label_column=column, seed=self.seed)
+            self.counts["split"] = rule
+            for name in ("train", "val", "test"):
+                if name == "train" or name not in parts:
+                    if not len(rows[name]):
+                        raise DataError(
+                            f"no clips are left for {name} ({rule}); give data.{name}= a folder or manifest, or a larger "
+                            f"data.{name}_fraction"
+                        )
+                    parts[name] = everything.select(rows[name])
+        self.counts |= speaker_leaks(parts, self.split_options["group_column"])
+        return {name: parts[name] for name in ("train", "val", "test", "predict") if name in parts}
+
+    def _open(self, name: str, source: Source) -> Clips:
+        frame = read_source(source, self.read_options)
+        if self.events is not None and self.task_name == "frames" and name != "predict":
+            from longseq.domains.audio.labels import read_events
+
+            frame["events"] = read_events(self.events, frame)
+        checked = open_clips(frame, on_bad=self.on_bad, decode=self.decode, decode_limit_s=DECODE_LIMIT_S)
+        if checked.skipped:
+            self.counts[f"skipped in data.{name}"] = f"{len(checked.skipped)} of {len(frame)} rows; the first: {checked.skipped[0]}"
+        if checked.channels:
+            self.counts[f"mixed down to mono in data.{name}"] = f"{checked.channels} files"
+        return checked.clips
+
+    def _choose_rate(self) -> None:
+        rates = np.concatenate([clips.rate_hz for name, clips in self.clips.items() if name != "predict"])
+        values, n = np.unique(rates, return_counts=True)
+        rate = int(values[np.argmax(n)]) if self._sample_rate_hz is None else self._sample_rate_hz
+        if rate < 1:
+            raise ConfigError(f"data.sample_rate_hz must be above 0, found {rate}")
+        self.tokenizer = AudioTokenizer(self.tokenizer_name, rate, **self.tokenizer_options)
+        # Says at once what is wrong with its options.
+        self.tokenizer.front_end()
+        others = {f"{value:,} Hz: {count}" for value, count in zip(values.tolist(), n.tolist(), strict=True) if value != rate}
+        if others:
+            text = f"{int((rates != rate).sum())} of {len(rates)} clips ({', '.join(sorted(others))})"
+            self.counts[f"resampled to {rate:,} Hz"] = text
+            warnings.warn(f"resampling to {rate} Hz: {text}", stacklevel=2)
+
+    def _fit_lengths(self) -> None:
+        limit_s = WINDOW_S if self.task_name == "lm" and self.clip_s is None else self.clip_s
+        rate = self.tokenizer.sample_rate_hz
+        if limit_s is None:
+            self._max_samples = max(int(clips.lengths(rate).max()) for clips in self.clips.values())
+            return
+        self._max_samples = max(2 if self.task_name == "lm" else 1, round(limit_s * rate))
+        for name, clips in self.clips.items():
+            long = np.flatnonzero(clips.seconds > limit_s * (1 + 1e-6))
+            if not len(long):
+                continue
+            if self.on_long == "error" or self.task_name == "ctc":
+                hint = "a part of a clip has no transcript; raise data.clip_s" if self.task_name == "ctc" else "or data.on_long=crop"
+                row = int(long[0])
+                raise DataError(f"{clips.where(row)}: {clips.seconds[row]:.2f} s, more than data.clip_s={limit_s:g}; {hint}")
+            if self.on_long == "window":
+                hop = self.hop_s if name == "train" and self.hop_s is not None else limit_s
+                self.clips[name] = cut_windows(clips, limit_s, hop)
+                if self.task_name != "lm":
+                    self.counts[f"cut into windows in {name}"] = f"{len(long)} of {len(clips)} clips"
+            else:
+                self.counts[f"cropped to {limit_s:g} s in {name}"] = f"{len(long)} of {len(clips)} clips"
+        if self.task_name == "lm":
+            # A single sample has no next one.
+            self.clips = {n: clips.select(np.flatnonzero(clips.lengths(rate) > 1)) for n, clips in self.clips.items()}
+
+    # -- what the model and the report need
+
+    @property
+    def max_length(self) -> int:
+        """Of the sequences as the backbone sees them, in positions."""
+        return self.tokenizer.n_positions(self._max_samples)
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Of what the model hears."""
+        return self.tokenizer.sample_rate_hz
+
+    def task_options(self) -> dict[str, Any]:
+        assert self.labelled is not None
+        options: dict[str, Any] = own_target(self.task_name)
+        if self.task_name == "lm":
+            return {"vocab_size": LEVELS, "unit": "sample"}
+        if self.task_name == "ctc":
+            assert self.labelled.vocabulary is not None
+            return {"vocabulary": self.labelled.vocabulary.symbols}
+        options["labels"] = list(self.labelled.labels)
+        train = self.labelled.arrays.get("train")
+        if self.task_name == "classification" and train is not None:
+            options["class_counts"] = np.bincount(train, minlength=len(self.labelled.labels)).tolist()
+        if self.task_name == "regression" and train is not None:
+            options |= {"mean": train.mean(0).tolist(), "std": train.std(0).tolist()}
+        return options
+
+    def model_options(self, backbone: Backbone) -> dict[str, Any]:
+        del backbone
+        return {"embedding": {**self.tokenizer.embedding(), **self.statistics}, "tokenizer": self.tokenizer.to_dict()}
+
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        inputs, mask = pad_rows([row["inputs"] for row in rows], SILENCE if self.tokenizer.discrete else 0.0)
+        batch = {"inputs": inputs, "mask": mask, "index": torch.tensor([row["index"] for row in rows])}
+        if "masks" in rows[0]:
+            batch["spectrum_masks"] = torch.from_numpy(np.stack([row["masks"] for row in rows]))
+        if "targets" in rows[0]:
+            batch["labels"], _ = pad_rows([row["targets"] for row in rows], IGNORE)
+        elif "frames" in rows[0]:
+            batch["labels"], _ = pad_rows([row["frames"] for row in rows], IGNORE)
+        elif "symbols" in rows[0]:
+            batch |= self._transcripts(rows)
+        elif "label" in rows[0]:
+            batch["labels"] = torch.from_numpy(np.stack([row["label"] for row in rows]))
+        if self.task_name == "ctc":
+            batch["output_lengths"] = torch.tensor([self.tokenizer.n_positions(len(row["inputs"])) for row in rows])
+        return batch
+
+    @staticmethod
+    def _transcripts(rows: list[dict[str, Any]]) -> Batch:
+        # An empty transcript still needs a column.
+        symbols, _ = pad_rows([np.append(row["symbols"], 0) for row in rows], 0)
+        codes, _ = pad_rows([np.array([*map(ord, row["text"]), 0], dtype=np.int32) for row in rows], 0)
+        lengths = torch.tensor([len(row["symbols"]) for row in rows])
+        return {"labels": symbols, "label_lengths": lengths, "references": codes}
+
+    def summary(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, clips in self.clips.items():
+            seconds = np.minimum(clips.seconds, self._max_samples / self.sample_rate_hz)
+            facts: dict[str, Any] = {
+                "rows": len(clips),
+                "minutes": float(seconds.sum() / 60),
+                "shortest, s": float(seconds.min()),
+                "median, s": float(np.median(seconds)),
+                "longest, s": float(seconds.max()),
+                "sampling rate, Hz": self.sample_rate_hz,
+            }
+            speaker = next((c for c in (self.split_options["group_column"], *SPEAKERS) if c is not None and c in clips.frame), None)
+            if speaker is not None:
+                facts["speakers"] = int(clips.frame[speaker].nunique())
+            if self.labelled is not None and self.task_name == "classification" and name in self.labelled.arrays:
+                counts = np.bincount(self.labelled.arrays[name], minlength=len(self.labelled.labels))
+                facts["labels"] = dict(zip(self.labelled.labels, counts.tolist(), strict=True))
+            found[name] = facts
+        return found
+
+    def row_names(self, split: str, index: np.ndarray) -> dict[str, Sequence[Any]]:
+        clips = self.clips[split]
+        names: dict[str, Sequence[Any]] = {"id": clips.frame["id"].iloc[index].astype(str).tolist()}
+        for column in SPEAKERS:
+            if column in clips.frame:
+                names[column] = clips.frame[column].iloc[index].astype(str).tolist()
+        names["start_s"] = (clips.first[index] / clips.rate_hz[index]).round(4).tolist()
+        return {**names, "duration_s": clips.seconds[index].round(4).tolist()}
+
+    # -- baselines
+
+    def baselines(self, task: Task) -> dict[str, Row]:
+        assert self.labelled is not None
+        if self.task_name == "lm":
+            bits = baselines.markov_bits(self.rows("train"), self.rows("test"))
+            return {name: baselines.language_scores(value) for name, value in bits.items()}
+        if self.task_name == "ctc":
+            return self._text_baselines(task, self.labelled.vocabulary)
+        if self.task_name == "frames":
+            return self._frame_baselines(task)
+        arrays = self.labelled.arrays
+        known = [(self.rows(name), arrays[name]) for name in ("train", "val")]
+        labels, n = np.concatenate([array for _, array in known]), len(self.labelled.labels)
+        found = {
+            "mean" if self.task_name == "regression" else "majority": baselines.constant_predictions(
+                self.task_name, labels, len(self.rows("test")), n
+            ),
+            "MFCC + SVM": baselines.svm_predictions(self.task_name, known, self.rows("test"), n),
+        }
+        truth = torch.from_numpy(arrays["test"])
+        return {name: task.score_predictions(torch.from_numpy(p).float(), truth) for name, p in found.items()}
+
+    def _text_baselines(self, task: Task, vocabulary: Vocabulary | None) -> dict[str, Row]:
+        texts = {n: [normalise(t, lowercase=self.lowercase) for t in text_labels(self.clips[n], self.text_column)] for n in ("train", "test")}
+        metrics = task.metrics()
+        answer = baselines.commonest_text(texts["train"])
+        metrics.update([answer] * len(texts["test"]), texts["test"])
+        del vocabulary
+        return {"commonest transcript": {name: float(value) for name, value in metrics.compute().items()}}
+
+    def _frame_baselines(self, task: Task) -> dict[str, Row]:
+        frames = {n: [self.rows(n)[i]["frames"] for i in range(len(self.rows(n)))] for n in ("train", "test")}
+        shares = np.bincount(np.concatenate(frames["train"]), minlength=len(self.task_options()["labels"])) + 0.5
+        labels = torch.from_numpy(np.concatenate(frames["test"]))
+        predicted = torch.from_numpy(np.broadcast_to(shares / shares.sum(), (len(labels), len(shares))).copy())
+        return {"majority": task.score_predictions(predicted.float().log()[None], labels[None])}

@@ -1,0 +1,143 @@
+"""Trains the audio tasks: masks spectra in training, follows changes of the sampling rate, times itself, and saves sounds."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longseq.backbone import Mixer, Stack
+from longseq.domains.audio.sounds import save_generated, save_worst
+from longseq.domains.base import DomainModule
+from longseq.domains.tasks import Batch
+from longseq.embeddings_audio import LogMelEmbedding
+from longseq.errors import ConfigError
+from longseq.model import SequenceModel
+
+
+class AudioModule(DomainModule):
+    """The shared module with what sound needs.
+
+    Args:
+        save_clips: worst test clips whose sound the report can play; 0 for none.
+        generate_clips: clips that a language model makes after its test; 0 for none.
+        generate_s: seconds of each.
+        temperature: of the sampling; below 1 is safer, above 1 is wilder.
+        **options: of `DomainModule`.
+    """
+
+    def __init__(
+        self, *, save_clips: int = 6, generate_clips: int = 4, generate_s: float = 0.5, temperature: float = 1.0, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.save_clips, self.generate_clips = save_clips, generate_clips
+        self.generate_s, self.temperature = generate_s, temperature
+        self._seconds = self._sound_s = 0.0
+
+    @property
+    def trained_rate_hz(self) -> int:
+        """The sampling rate that the model was made for."""
+        return int(self.model.config["tokenizer"]["sample_rate_hz"])
+
+    def setup(self, stage: str) -> None:
+        """Scales the model's step sizes if the data come at another sampling rate than the model was trained at."""
+        data = getattr(self.trainer, "datamodule", None)
+        rate = getattr(data, "sample_rate_hz", None)
+        if rate is not None and "tokenizer" in self.model.config:
+            scale_step_sizes(self.model, self.trained_rate_hz, int(rate))
+
+    def forward(self, batch: Batch) -> Tensor:
+        if "spectrum_masks" not in batch:
+            return super().forward(batch)
+        front = self.model.embedding
+        assert isinstance(front, LogMelEmbedding)
+        features_BLF = mask_spectrum(front.features(batch["inputs"], batch.get("mask")), batch["spectrum_masks"])
+        x_BLD, mask_BL = front.project(features_BLF, batch.get("mask"))
+        return self.model.head(self.model.backbone(x_BLD, mask_BL), mask_BL)
+
+    # -- the test
+
+    def on_test_epoch_start(self) -> None:
+        super().on_test_epoch_start()
+        self._seconds = self._sound_s = 0.0
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        started = self._now()
+        super().test_step(batch, batch_idx)
+        self._seconds += self._now() - started
+        self._sound_s += float(batch["mask"].sum()) / getattr(self.trainer.datamodule, "sample_rate_hz", self.trained_rate_hz)  # type: ignore[attr-defined]
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
+        # Seconds of computing for a second of sound.
+        self.log("test/real_time_factor", self._seconds / max(self._sound_s, 1e-9), sync_dist=True)
+
+    def on_test_end(self) -> None:
+        """Saves sounds into the run folder, once, in the main process."""
+        folder = Path(self.trainer.default_root_dir)
+        if not self.trainer.is_global_zero or not (folder / "config.yaml").is_file():
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        if self.task.name == "lm" and self.generate_clips > 0 and "FSDP" not in type(self.trainer.strategy).__name__:
+            n_samples = round(self.generate_s * self.trained_rate_hz)
+            save_generated(folder, self.model, self.generate_clips, n_samples, self.trained_rate_hz, temperature=self.temperature)
+        elif self.save_clips > 0 and data is not None and self.test_predictions:
+            save_worst(folder, data, self.test_predictions, self.task.name, self.save_clips)
+
+
+def mask_spectrum(features_BLF: Tensor, masks_BM4: Tensor) -> Tensor:
+    """Zeros, which are the features' means, in the given stretches of frames and features.
+
+    Args:
+        features_BLF: standardised.
+        masks_BM4: first and last frame, first and last feature of each mask, ends excluded.
+    """
+    place_L = torch.arange(features_BLF.shape[1], device=features_BLF.device)
+    place_F = torch.arange(features_BLF.shape[2], device=features_BLF.device)
+    start_BM, end_BM, low_BM, high_BM = masks_BM4.unbind(-1)
+    frames_BML = (place_L >= start_BM.unsqueeze(-1)) & (place_L < end_BM.unsqueeze(-1))
+    bands_BMF = (place_F >= low_BM.unsqueeze(-1)) & (place_F < high_BM.unsqueeze(-1))
+    return features_BLF.masked_fill((frames_BML.unsqueeze(-1) & bands_BMF.unsqueeze(-2)).any(1), 0.0)
+
+
+def scale_step_sizes(model: SequenceModel, trained_hz: int, rate_hz: int) -> None:
+    """Prepares a model for samples that come at another rate than in training, without training it again.
+
+    Layers that sample a continuous-time system take steps of `trained / new` times the length; nothing else about them
+    knows of the rate.
+
+    Raises:
+        ConfigError: if some part of the model counts samples instead.
+
+    Paper: https://arxiv.org/abs/2111.00396, section 4.2 (speech at half the sampling rate).
+    """
+    tokenizer = model.config["tokenizer"]
+    mixers = [m for m in model.backbone.modules() if isinstance(m, Mixer) and not any(isinstance(c, Mixer) for c in m.children())]
+    leaves = [m for m in mixers if not any(isinstance(c, Mixer) for c in list(m.modules())[1:])]
+    if rate_hz == trained_hz:
+        for mixer in leaves:
+            if hasattr(mixer, "rate"):
+                mixer.rate = float(getattr(mixer, "rate_at_training", mixer.rate))  # type: ignore[assignment]
+        return
+    name = str(model.config["backbone"]["name"])
+    change = f"the model was trained at {trained_hz} Hz and the data come at {rate_hz} Hz (data.sample_rate_hz)"
+    if tokenizer["name"] != "waveform" or tokenizer["stem_strides"]:
+        raise ConfigError(
+            f"{change}: its front end counts samples. Leave data.sample_rate_hz={trained_hz}, and everything is resampled to it; "
+            "only models with data.tokenizer=waveform and data.stem_strides=[] follow a change of the rate"
+        )
+    if not isinstance(model.backbone, Stack) or not all(hasattr(mixer, "rate") for mixer in leaves):
+        raise ConfigError(
+            f"{change}: backbone={name} has layers without a step size to scale. Leave data.sample_rate_hz={trained_hz}, or train "
+            "a model of continuous-time layers, such as backbone=s4d"
+        )
+    for mixer in leaves:
+        base = float(getattr(mixer, "rate_at_training", mixer.rate))  # type: ignore[arg-type]
+        mixer.rate_at_training = base  # type: ignore[assignment]
+        mixer.rate = base * trained_hz / rate_hz  # type: ignore[assignment]

@@ -1,0 +1,41 @@
+"""The domain's options, grouped: how to read, how to split, what the model takes, and what is done to training clips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from longseq.domains.audio.augment import Augmentation
+from longseq.domains.audio.sources import ReadOptions
+from longseq.domains.audio.tasks import TASKS
+from longseq.errors import ConfigError
+
+
+def check_task(task: str) -> None:
+    """Raises ConfigError for a task that sound has not."""
+    if task not in TASKS:
+        raise ConfigError(f"domain=audio has no task={task}; it has {', '.join(TASKS)}")
+
+
+def read_options(options: Mapping[str, Any]) -> ReadOptions:
+    """Those of `read_source`."""
+    return ReadOptions(**{key: options[key] for key in ReadOptions.__dataclass_fields__})
+
+
+def augmentation(options: Mapping[str, Any], task: str, tokenizer: str) -> Augmentation:
+    """What is done to training clips.
+
+    Raises:
+        ConfigError: for changes that the task's labels or the tokenizer do not allow.
+    """
+    values = {key: options[key] for key in Augmentation.__dataclass_fields__}
+    for key in ("noise_snr_db", "speeds"):
+        values[key] = None if values[key] is None else tuple(float(v) for v in values[key])
+    found = Augmentation(**values)
+    if found.mixup > 0 and task not in ("classification", "multilabel"):
+        raise ConfigError(f"data.mixup mixes classes and tags; task={task} has none: set data.mixup=0")
+    if found.speeds and task in ("frames", "regression", "lm"):
+        raise ConfigError(f"data.speeds would move what task={task} has to find: set data.speeds=[]")
+    if found.masks_spectrum and tokenizer not in ("logmel", "mfcc"):
+        raise ConfigError(f"data.time_masks and data.freq_masks need data.tokenizer=logmel or mfcc, found {tokenizer}")
+    return found
