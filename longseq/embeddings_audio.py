@@ -34,7 +34,8 @@ class WaveformEmbedding(nn.Module):
         kernels = [2 * stride for stride in strides] if kernel_sizes is None else list(kernel_sizes)
         if len(kernels) != len(strides) or any(s < 1 or k < s for k, s in zip(kernels, strides, strict=False)):
             raise ValueError(
-                f"kernel_sizes must hold one number per stride, each at least its stride; found {kernels} for strides {list(strides)}"
+                f"kernel_sizes must hold one number per stride, each at least its stride; found {kernels} "
+                f"for strides {list(strides)}"
             )
         self.strides, self.kernel_sizes = tuple(strides), tuple(kernels)
         self.stride = math.prod(strides)
@@ -219,7 +220,7 @@ def as_samples(x_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
 
 
 def pad_to_stride(x_BCT: Tensor, stride: int, before: int, after: int = 0) -> Tensor:
-    """Zeros around the last dimension, so that a convolution of kernel `before + stride + after` gives ceil(T / stride) outputs."""
+    """Zeros around the last dimension, so that a kernel of `before + stride + after` gives ceil(T / stride) outputs."""
     return F.pad(x_BCT, (before, after + -x_BCT.shape[-1] % stride))
 
 
@@ -231,7 +232,7 @@ def shorten_mask(mask_BT: Tensor | None, stride: int) -> Tensor | None:
 
 
 def fourier_basis(window: int, n_fft: int) -> Tensor:
-    """Cosines and sines of all frequencies under a periodic Hann window, as convolution weights (2 (n_fft / 2 + 1), 1, window)."""
+    """Cosines and sines under a periodic Hann window, as convolution weights (2 (n_fft / 2 + 1), 1, window)."""
     place = torch.arange(window, dtype=torch.float64)
     angle = 2 * math.pi / n_fft * torch.arange(n_fft // 2 + 1, dtype=torch.float64).unsqueeze(1) * place
     hann = 0.5 - 0.5 * torch.cos(2 * math.pi * place / window)

@@ -2,7 +2,7 @@
 
 A window is `(B, L, C)` in original units with NaN where nothing was observed. With K covariates it is `(B, L + F, C + K)`:
 covariates stand behind the channels, and the last F rows hold their known future (what stands at the channels there is not
-read). Normalisation is part of the embedding, and heads with `restore` undo it, so that a saved model needs no scaler beside it.
+read). Normalisation is part of the embedding, and heads with `restore` undo it: a saved model needs no scaler beside it.
 
 Shape letters: B batch, L lookback, F forecast steps, C channels, K covariates, N tokens, D width, Q quantiles, P patch.
 """
@@ -191,7 +191,7 @@ class SeriesEmbedding(nn.Module):
         return self.normalizer(x_BLC, *self.normalizer.statistics(x_BLC))
 
     def channel_features(self, inputs: Tensor, mask_BL: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Normalised values and, with `flags`, whether they are missing, `(B, L, C, 1 or 2)`; and where any is seen `(B, L)`."""
+        """Normalised values, with `flags` also whether missing, `(B, L, C, 1 or 2)`; and where any is seen `(B, L)`."""
         x_BLC = self.values(inputs, mask_BL)
         z_BLC = self.normalizer(x_BLC, *self.normalizer.statistics(x_BLC))
         missing_BLC = torch.isnan(x_BLC)
@@ -288,7 +288,8 @@ class SeriesMixingEmbedding(SeriesPatchEmbedding):
 class SeriesVariateEmbedding(SeriesEmbedding):
     """Each channel's whole window is one token: `(B, L, C)` to `(B, C + K, D)`, so that the network mixes channels.
 
-    Covariates are tokens of their own, with their known future. The order of the channels is that of the data and means
+    Covariates are tokens of their own, with their known future. They come first and the channels in reverse, so that those
+    which are forecast see the others through a causal backbone too. Beyond that the order is that of the data and means
     nothing: the backbone should see both sides.
 
     Cost: O(B C L D).
@@ -309,9 +310,9 @@ class SeriesVariateEmbedding(SeriesEmbedding):
     def forward(self, inputs: Tensor, mask_BL: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Tokens; no mask, since a channel without observations is still forecast."""
         features_BLCE, _ = self.channel_features(inputs, mask_BL)
-        x_BND = self.projection(features_BLCE.permute(0, 2, 3, 1).flatten(2))
+        x_BND = self.projection(features_BLCE.permute(0, 2, 3, 1).flatten(2)).flip(1)
         if self.covariate is not None:
-            x_BND = torch.cat([x_BND, self.covariate(self.covariates(inputs).transpose(1, 2))], 1)
+            x_BND = torch.cat([self.covariate(self.covariates(inputs).transpose(1, 2)), x_BND], 1)
         return self.dropout(x_BND), None
 
 
@@ -422,7 +423,7 @@ class ForecastHead(nn.Module):
         if self.layout == "channels":
             return x_BND.flatten(1).unflatten(0, (-1, self.n_channels))
         if self.layout == "variate":
-            return x_BND[:, : self.n_channels]
+            return x_BND[:, -self.n_channels :].flip(1)
         if self.layout == "mixed":
             return x_BND.flatten(1)
         if self.layout == "last":

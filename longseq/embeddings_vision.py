@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from longseq.layers.marks import mark
+
 CLASS_TOKENS = ("front", "middle", "end")
 POSITIONS = ("learned", "sincos", "none")
 
@@ -313,7 +315,8 @@ def sincos_positions(grid: Sequence[int], d_model: int, device: torch.device | N
 
 
 def _small(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.randn(shape) * 0.02)
+    # As in ViT, tables of positions and tokens are not decayed.
+    return mark(nn.Parameter(torch.randn(shape) * 0.02), weight_decay=0.0)
 
 
 def _three(name: str, sizes: Sequence[int]) -> tuple[int, int, int]:

@@ -17,9 +17,9 @@ def data_folder() -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips tests that need a GPU or the real files where there are none."""
     for item in items:
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
-        if "data" in item.keywords and not data_folder().is_dir():
+        if item.get_closest_marker("data") and not data_folder().is_dir():
             item.add_marker(pytest.mark.skip(reason="needs the real files: set LONGSEQ_DATA"))
 
 

@@ -100,7 +100,9 @@ class Noise:
         return np.resize(noise, length)
 
 
-def draw_masks(augmentation: Augmentation, n_frames: int, n_features: int, hop_s: float, rng: np.random.Generator) -> np.ndarray:
+def draw_masks(
+    augmentation: Augmentation, n_frames: int, n_features: int, hop_s: float, rng: np.random.Generator
+) -> np.ndarray:
     """SpecAugment's stretches as (masks, 4): first and last frame, first and last feature, ends excluded.
 
     Paper: SpecAugment, https://arxiv.org/abs/1904.08779, section 2, without time warping.

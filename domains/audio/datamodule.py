@@ -11,9 +11,9 @@ from longseq.backbone import Backbone
 from longseq.domains.audio import baselines, demo
 from longseq.domains.audio.clips import Clips, cut_windows, open_clips
 from longseq.domains.audio.labels import Vocabulary, normalise, text_labels
-from longseq.domains.audio.options import augmentation, check_task, read_options
+from longseq.domains.audio.options import augmentation, check_task
 from longseq.domains.audio.rows import ClipRows, feature_statistics
-from longseq.domains.audio.sources import Source, read_source
+from longseq.domains.audio.sources import ReadOptions, Source, read_source
 from longseq.domains.audio.splits import SPEAKERS, make_split, speaker_leaks
 from longseq.domains.audio.targets import Labelled, encode_targets
 from longseq.domains.audio.tasks import own_target
@@ -144,15 +144,7 @@ class AudioData(DomainData):
             if seconds is not None and seconds <= 0:
                 raise ConfigError(f"data.{name} must be above 0 seconds, found {seconds}")
         self.sources = {"train": train, "val": val, "test": test, "predict": predict}
-        self.read_options = read_options(
-            {
-                "path_column": path_column,
-                "start_column": start_column,
-                "duration_column": duration_column,
-                "audio_dir": audio_dir,
-                "path_pattern": path_pattern,
-            }
-        )
+        self.read_options = ReadOptions(path_column, start_column, duration_column, audio_dir, path_pattern)
         self.label_columns = [label_column] if isinstance(label_column, str) else list(label_column)
         self.text_column, self.tag_separator, self.events, self.lowercase = text_column, tag_separator, events, lowercase
         self.split_options: dict[str, Any] = {
@@ -257,7 +249,9 @@ class AudioData(DomainData):
             frame["events"] = read_events(self.events, frame)
         checked = open_clips(frame, on_bad=self.on_bad, decode=self.decode, decode_limit_s=DECODE_LIMIT_S)
         if checked.skipped:
-            self.counts[f"skipped in data.{name}"] = f"{len(checked.skipped)} of {len(frame)} rows; the first: {checked.skipped[0]}"
+            self.counts[f"skipped in data.{name}"] = (
+                f"{len(checked.skipped)} of {len(frame)} rows; the first: {checked.skipped[0]}"
+            )
         if checked.channels:
             self.counts[f"mixed down to mono in data.{name}"] = f"{checked.channels} files"
         return checked.clips
@@ -289,7 +283,11 @@ class AudioData(DomainData):
             if not len(long):
                 continue
             if self.on_long == "error" or self.task_name == "ctc":
-                hint = "a part of a clip has no transcript; raise data.clip_s" if self.task_name == "ctc" else "or data.on_long=crop"
+                hint = (
+                    "a part of a clip has no transcript; raise data.clip_s"
+                    if self.task_name == "ctc"
+                    else "or data.on_long=crop"
+                )
                 row = int(long[0])
                 raise DataError(f"{clips.where(row)}: {clips.seconds[row]:.2f} s, more than data.clip_s={limit_s:g}; {hint}")
             if self.on_long == "window":
@@ -362,6 +360,8 @@ class AudioData(DomainData):
 
     def summary(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
+        columns = (self.split_options["group_column"], *SPEAKERS)
+        speaker = next((c for c in columns if c is not None and all(c in clips.frame for clips in self.clips.values())), None)
         for name, clips in self.clips.items():
             seconds = np.minimum(clips.seconds, self._max_samples / self.sample_rate_hz)
             facts: dict[str, Any] = {
@@ -372,7 +372,6 @@ class AudioData(DomainData):
                 "longest, s": float(seconds.max()),
                 "sampling rate, Hz": self.sample_rate_hz,
             }
-            speaker = next((c for c in (self.split_options["group_column"], *SPEAKERS) if c is not None and c in clips.frame), None)
             if speaker is not None:
                 facts["speakers"] = int(clips.frame[speaker].nunique())
             if self.labelled is not None and self.task_name == "classification" and name in self.labelled.arrays:
@@ -414,7 +413,10 @@ class AudioData(DomainData):
         return {name: task.score_predictions(torch.from_numpy(p).float(), truth) for name, p in found.items()}
 
     def _text_baselines(self, task: Task, vocabulary: Vocabulary | None) -> dict[str, Row]:
-        texts = {n: [normalise(t, lowercase=self.lowercase) for t in text_labels(self.clips[n], self.text_column)] for n in ("train", "test")}
+        texts = {
+            n: [normalise(t, lowercase=self.lowercase) for t in text_labels(self.clips[n], self.text_column)]
+            for n in ("train", "test")
+        }
         metrics = task.metrics()
         answer = baselines.commonest_text(texts["train"])
         metrics.update([answer] * len(texts["test"]), texts["test"])

@@ -1,6 +1,6 @@
 """Seeded synthetic sounds whose tasks need order in time, for a first run without any files and for tests.
 
-Classes: two tones in one order or the other, anywhere in the clip and under noise, so that the average spectrum is the same.
+Classes: pairs of short tones in one order or the other, anywhere in the clip and under noise; averages over time do not tell.
 Transcripts: a tone for each letter. Tags: which of four sounds are there. Frames: where the tones are.
 """
 
@@ -19,7 +19,7 @@ CLASSES = ("low-high", "high-low")
 TONES_HZ = (500.0, 900.0)
 LETTERS = {"a": 400.0, "b": 700.0, "c": 1100.0, "d": 1600.0}
 DESCRIPTIONS = {
-    "classification": "two tones under noise at random places; their order, not their spectrum, decides the class",
+    "classification": "pairs of short tones under noise at random places; their order, not their spectrum, decides the class",
     "multilabel": "up to four different tones in any order under noise; a tag for each",
     "regression": "a tone of random pitch under noise; the target is its frequency in kHz",
     "ctc": "a tone for each letter of a random transcript, under noise",
@@ -77,15 +77,17 @@ def mix_noise(wave: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.n
 
 
 def two_tones(i: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
-    """A quarter of a second each, in the order that the class says."""
+    """Three pairs of short tones with pauses of any length, each pair in the order that the class says."""
     label = i % len(CLASSES)
     wave = np.zeros(RATE_HZ, dtype=np.float32)
-    gap = int(rng.integers(0, RATE_HZ // 10))
-    pieces = [tone(f * rng.uniform(0.95, 1.05), 0.25, rng.uniform(0, 2 * np.pi)) for f in (TONES_HZ if label == 0 else TONES_HZ[::-1])]
-    start = int(rng.integers(0, len(wave) - gap - sum(map(len, pieces)) + 1))
-    for piece in pieces:
-        wave[start : start + len(piece)] = piece
-        start += len(piece) + gap
+    pair_s, n_pairs = 0.08, 3
+    slack = rng.dirichlet(np.ones(n_pairs + 1)) * (1.0 - n_pairs * (pair_s + 0.1))
+    for k in range(n_pairs):
+        start = round(RATE_HZ * (slack[: k + 1].sum() + k * (pair_s + 0.1)))
+        for frequency in TONES_HZ if label == 0 else TONES_HZ[::-1]:
+            piece = tone(frequency * rng.uniform(0.95, 1.05), pair_s / 2, rng.uniform(0, 2 * np.pi))
+            wave[start : start + len(piece)] = piece
+            start += len(piece)
     return wave, {"label": CLASSES[label]}
 
 
@@ -93,7 +95,9 @@ def tagged(i: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]
     """A random subset of the letters' tones, in any order."""
     del i
     letters = [letter for letter in LETTERS if rng.random() < 0.5]
-    wave = np.concatenate([sound(letter, rng) for letter in rng.permutation(letters)] or [np.zeros(RATE_HZ // 5, dtype=np.float32)])
+    wave = np.concatenate(
+        [sound(letter, rng) for letter in rng.permutation(letters)] or [np.zeros(RATE_HZ // 5, dtype=np.float32)]
+    )
     return wave, {"label": ";".join(letters)}
 
 
@@ -106,7 +110,9 @@ def pitched(i: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any
 
 def sound(letter: str, rng: np.random.Generator) -> np.ndarray:
     """A letter's tone and a short pause."""
-    return np.concatenate([tone(LETTERS[letter], 0.1, rng.uniform(0, 2 * np.pi)), np.zeros(int(rng.integers(80, 200)), dtype=np.float32)])
+    return np.concatenate(
+        [tone(LETTERS[letter], 0.1, rng.uniform(0, 2 * np.pi)), np.zeros(int(rng.integers(80, 200)), dtype=np.float32)]
+    )
 
 
 def spelled(i: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:

@@ -47,7 +47,9 @@ def read_header(path: Path) -> Header:
     try:
         info = sf.info(str(path))
     except (sf.LibsndfileError, RuntimeError) as error:
-        raise DataError(f"{path}: not a sound file that can be read ({reason(error)}); supported are {', '.join(SUFFIXES)}") from None
+        raise DataError(
+            f"{path}: not a sound file that can be read ({reason(error)}); supported are {', '.join(SUFFIXES)}"
+        ) from None
     # libsndfile adjusts a cut wav file's length without a word.
     missing = missing_wav_bytes(path)
     if missing > 0:
@@ -104,7 +106,9 @@ def read_samples(path: Path, start: int = 0, count: int | None = None) -> np.nda
             file.seek(start)
             samples = file.read(expected, dtype="float32", always_2d=True)
     except (sf.LibsndfileError, RuntimeError, OSError) as error:
-        raise DataError(f"{path}: cannot be decoded at sample {start} ({reason(error)}); the file is damaged or truncated") from None
+        raise DataError(
+            f"{path}: cannot be decoded at sample {start} ({reason(error)}); the file is damaged or truncated"
+        ) from None
     if len(samples) < expected:
         raise DataError(f"{path}: truncated, it ends at sample {start + len(samples)} where {start + expected} were expected")
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)

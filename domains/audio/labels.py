@@ -36,9 +36,13 @@ def class_names(clips: Clips, column: str) -> list[str]:
     labels = text_labels(clips, column)
     names = sorted(set(labels), key=lambda name: (0, int(name), "") if name.lstrip("-").isdecimal() else (1, 0, name))
     if len(names) < 2:
-        raise DataError(f"all {len(labels)} training clips have the label {names[0]!r}, but a classifier needs two classes or more")
+        raise DataError(
+            f"all {len(labels)} training clips have the label {names[0]!r}, but a classifier needs two classes or more"
+        )
     if len(names) > max(20, len(labels) // 2):
-        raise DataError(f"{len(names)} different labels in {len(labels)} clips are too many for classes; quantities need task=regression")
+        raise DataError(
+            f"{len(names)} different labels in {len(labels)} clips are too many for classes; quantities need task=regression"
+        )
     return names
 
 
@@ -107,7 +111,9 @@ class Vocabulary:
 
     def __init__(self, symbols: Sequence[str]) -> None:
         if len(set(symbols)) != len(symbols) or BLANK in symbols or "" in symbols or not len(symbols):
-            raise ConfigError(f"data.vocabulary must hold different symbols, none empty, without {BLANK}; found {list(symbols)[:20]}")
+            raise ConfigError(
+                f"data.vocabulary must hold different symbols, none empty, without {BLANK}; found {list(symbols)[:20]}"
+            )
         self.symbols = [BLANK, *symbols]
         self.words = any(len(symbol) > 1 for symbol in symbols)
         self._numbers = {symbol: i for i, symbol in enumerate(self.symbols)}
@@ -169,7 +175,10 @@ def read_events(path: str | Path, frame: pd.DataFrame) -> list[list[tuple[float,
     if not path.is_file():
         raise DataError(f"data.events: there is no file {path}")
     table = read_table(path)
-    names = [next((n for n in wanted if n in table), "") for wanted in (PATH_NAMES, ("onset", "start"), ("offset", "end"), ("event_label", "label"))]
+    names = [
+        next((n for n in wanted if n in table), "")
+        for wanted in (PATH_NAMES, ("onset", "start"), ("offset", "end"), ("event_label", "label"))
+    ]
     if "" in names:
         raise DataError(f"{path}: expected the columns filename, onset, offset and event_label; found {list(table.columns)}")
     found: dict[str, list[tuple[float, float, str]]] = {}

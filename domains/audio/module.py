@@ -1,6 +1,7 @@
 """Trains the audio tasks: masks spectra in training, follows changes of the sampling rate, times itself, and saves sounds."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ class AudioModule(DomainModule):
         data = getattr(self.trainer, "datamodule", None)
         if self.task.name == "lm" and self.generate_clips > 0 and "FSDP" not in type(self.trainer.strategy).__name__:
             n_samples = round(self.generate_s * self.trained_rate_hz)
-            save_generated(folder, self.model, self.generate_clips, n_samples, self.trained_rate_hz, temperature=self.temperature)
+            save_generated(
+                folder, self.model, self.generate_clips, n_samples, self.trained_rate_hz, temperature=self.temperature
+            )
         elif self.save_clips > 0 and data is not None and self.test_predictions:
             save_worst(folder, data, self.test_predictions, self.task.name, self.save_clips)
 
@@ -117,27 +120,32 @@ def scale_step_sizes(model: SequenceModel, trained_hz: int, rate_hz: int) -> Non
 
     Paper: https://arxiv.org/abs/2111.00396, section 4.2 (speech at half the sampling rate).
     """
-    tokenizer = model.config["tokenizer"]
-    mixers = [m for m in model.backbone.modules() if isinstance(m, Mixer) and not any(isinstance(c, Mixer) for c in m.children())]
-    leaves = [m for m in mixers if not any(isinstance(c, Mixer) for c in list(m.modules())[1:])]
-    if rate_hz == trained_hz:
-        for mixer in leaves:
-            if hasattr(mixer, "rate"):
-                mixer.rate = float(getattr(mixer, "rate_at_training", mixer.rate))  # type: ignore[assignment]
-        return
-    name = str(model.config["backbone"]["name"])
+    leaves = [m for m in model.backbone.modules() if isinstance(m, Mixer) and not has_mixers(m)]
+    if rate_hz != trained_hz:
+        check_rate(model, leaves, trained_hz, rate_hz)
+    for mixer in leaves:
+        if hasattr(mixer, "rate"):
+            # Kept beside it, so that scaling twice is scaling once.
+            mixer.trained_rate = float(getattr(mixer, "trained_rate", mixer.rate))  # type: ignore[assignment, arg-type]
+            mixer.rate = mixer.trained_rate * trained_hz / rate_hz  # type: ignore[assignment]
+
+
+def has_mixers(mixer: Mixer) -> bool:
+    """Whether a mixer is made of others."""
+    return any(isinstance(inner, Mixer) for inner in mixer.modules() if inner is not mixer)
+
+
+def check_rate(model: SequenceModel, leaves: Sequence[Mixer], trained_hz: int, rate_hz: int) -> None:
+    """Raises ConfigError if some part of the model counts samples instead of seconds."""
+    tokenizer, name = model.config["tokenizer"], str(model.config["backbone"]["name"])
     change = f"the model was trained at {trained_hz} Hz and the data come at {rate_hz} Hz (data.sample_rate_hz)"
     if tokenizer["name"] != "waveform" or tokenizer["stem_strides"]:
         raise ConfigError(
-            f"{change}: its front end counts samples. Leave data.sample_rate_hz={trained_hz}, and everything is resampled to it; "
+            f"{change}: its front end counts samples. Set data.sample_rate_hz={trained_hz}, and everything is resampled to it; "
             "only models with data.tokenizer=waveform and data.stem_strides=[] follow a change of the rate"
         )
     if not isinstance(model.backbone, Stack) or not all(hasattr(mixer, "rate") for mixer in leaves):
         raise ConfigError(
-            f"{change}: backbone={name} has layers without a step size to scale. Leave data.sample_rate_hz={trained_hz}, or train "
-            "a model of continuous-time layers, such as backbone=s4d"
+            f"{change}: backbone={name} has layers without a step size to scale. Set data.sample_rate_hz={trained_hz}, or "
+            "train a model of continuous-time layers, such as backbone=s4d"
         )
-    for mixer in leaves:
-        base = float(getattr(mixer, "rate_at_training", mixer.rate))  # type: ignore[arg-type]
-        mixer.rate_at_training = base  # type: ignore[assignment]
-        mixer.rate = base * trained_hz / rate_hz  # type: ignore[assignment]

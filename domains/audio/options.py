@@ -1,4 +1,4 @@
-"""The domain's options, grouped: how to read, how to split, what the model takes, and what is done to training clips."""
+"""Options that must fit each other: tasks, tokenizers, and what is done to training clips."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from longseq.domains.audio.augment import Augmentation
-from longseq.domains.audio.sources import ReadOptions
 from longseq.domains.audio.tasks import TASKS
 from longseq.errors import ConfigError
 
@@ -17,20 +16,20 @@ def check_task(task: str) -> None:
         raise ConfigError(f"domain=audio has no task={task}; it has {', '.join(TASKS)}")
 
 
-def read_options(options: Mapping[str, Any]) -> ReadOptions:
-    """Those of `read_source`."""
-    return ReadOptions(**{key: options[key] for key in ReadOptions.__dataclass_fields__})
-
-
 def augmentation(options: Mapping[str, Any], task: str, tokenizer: str) -> Augmentation:
     """What is done to training clips.
 
     Raises:
         ConfigError: for changes that the task's labels or the tokenizer do not allow.
+        TypeError: for an unknown option.
     """
-    values = {key: options[key] for key in Augmentation.__dataclass_fields__}
+    unknown = sorted(set(options) - set(Augmentation.__dataclass_fields__))
+    if unknown:
+        raise TypeError(f"AudioData has no option {unknown[0]!r}")
+    values = dict(options)
     for key in ("noise_snr_db", "speeds"):
-        values[key] = None if values[key] is None else tuple(float(v) for v in values[key])
+        if values.get(key) is not None:
+            values[key] = tuple(float(v) for v in values[key])
     found = Augmentation(**values)
     if found.mixup > 0 and task not in ("classification", "multilabel"):
         raise ConfigError(f"data.mixup mixes classes and tags; task={task} has none: set data.mixup=0")

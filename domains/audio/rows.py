@@ -135,7 +135,7 @@ class ClipRows(Rows):
 
 
 def feature_statistics(rows: ClipRows, most: int = 200) -> dict[str, Sequence[float]]:
-    """Mean and deviation of each spectral feature over up to so many training clips, evenly spread; empty for other tokenizers."""
+    """Mean and deviation of each spectral feature over up to so many clips, evenly spread; empty for other tokenizers."""
     import torch
 
     front = rows.tokenizer.front_end()

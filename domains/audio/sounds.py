@@ -55,7 +55,9 @@ def generate(
     return torch.cat(levels, 1).to(torch.uint8).numpy()
 
 
-def save_generated(folder: Path, model: SequenceModel, n_clips: int, n_samples: int, rate_hz: int, *, temperature: float) -> None:
+def save_generated(
+    folder: Path, model: SequenceModel, n_clips: int, n_samples: int, rate_hz: int, *, temperature: float
+) -> None:
     """Writes generated/clip_1.wav and so on; nothing if they are there or the backbone cannot step."""
     if (folder / GENERATED).exists() or not model.backbone.can_step or model.backbone.state_grows:
         return
@@ -81,7 +83,9 @@ def save_worst(folder: Path, data: AudioData, batches: Sequence[dict[str, np.nda
         name = f"clip_{rank}.wav"
         peak = max(float(np.abs(samples).max(initial=0.0)), 1e-6)
         write_wav(folder / WORST / name, resample(samples, data.sample_rate_hz, rate) * min(1.0, 0.9 / peak), rate)
-        entries.append({"file": name, "id": str(data.clips["test"].frame["id"].iloc[row]), "error": float(errors[i]), **words(i)})
+        entries.append(
+            {"file": name, "id": str(data.clips["test"].frame["id"].iloc[row]), "error": float(errors[i]), **words(i)}
+        )
     if entries:
         (folder / WORST / INDEX).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
 
@@ -96,7 +100,12 @@ def score_rows(columns: dict[str, np.ndarray], task: str) -> tuple[np.ndarray, A
         else:
             from torchmetrics.functional.text import char_error_rate
 
-            errors = np.array([float(char_error_rate(str(s), str(t))) if len(str(t)) else float(len(str(s)) > 0) for s, t in zip(said, true, strict=True)])
+            errors = np.array(
+                [
+                    float(char_error_rate(str(s), str(t))) if len(str(t)) else float(len(str(s)) > 0)
+                    for s, t in zip(said, true, strict=True)
+                ]
+            )
         return errors, lambda i: {"true": str(true[i]), "said": str(said[i])}
     if task == "regression":
         names = [name.removeprefix("predicted_") for name in columns if name.startswith("predicted_")]

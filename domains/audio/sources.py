@@ -115,7 +115,9 @@ def add_pattern(frame: pd.DataFrame, pattern: str) -> pd.DataFrame:
     except re.error as error:
         raise ConfigError(f"data.path_pattern={pattern!r} is not a regular expression: {error}") from None
     if not expression.groupindex:
-        raise ConfigError(rf"data.path_pattern={pattern!r} has no named group; write for example (?P<label>\w+)_(?P<speaker>\w+)")
+        raise ConfigError(
+            rf"data.path_pattern={pattern!r} has no named group; write for example (?P<label>\w+)_(?P<speaker>\w+)"
+        )
     found = [expression.search(path.as_posix()) for path in frame["path"]]
     for row, match in enumerate(found):
         if match is None:
@@ -189,7 +191,9 @@ def path_column(frame: pd.DataFrame, wanted: str | None, path: Path) -> str:
         return find_column(frame, wanted, str(path), "data.path_column")
     found = [name for name in PATH_NAMES if name in names]
     if not found:
-        raise DataError(f"{path}: no column of paths; expected {', '.join(PATH_NAMES)}, or set data.path_column to one of {names}")
+        raise DataError(
+            f"{path}: no column of paths; expected {', '.join(PATH_NAMES)}, or set data.path_column to one of {names}"
+        )
     return found[0]
 
 

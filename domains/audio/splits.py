@@ -48,7 +48,9 @@ def make_split(
         seed: of the random rules.
     """
     if not (0 <= val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
-        raise ConfigError(f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} must leave something for train")
+        raise ConfigError(
+            f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction} must leave something for train"
+        )
     asked = test_pattern or val_pattern or test_groups or val_groups or group_column
     if split_column is not None or ("split" in clips.frame and not asked):
         part, rule = by_column(clips, split_column or "split"), f"by column {split_column or 'split'!r}"
@@ -85,13 +87,21 @@ def by_pattern(clips: Clips, test_pattern: str | None, val_pattern: str | None) 
         except re.error as error:
             raise ConfigError(f"data.{name}_pattern={pattern!r} is not a regular expression: {error}") from None
         if not matches.any():
-            raise DataError(f"data.{name}_pattern={pattern!r} matches none of {len(clips)} paths, such as {clips.frame['path'].iloc[0]}")
+            raise DataError(
+                f"data.{name}_pattern={pattern!r} matches none of {len(clips)} paths, such as {clips.frame['path'].iloc[0]}"
+            )
         part[matches] = name
     return part
 
 
 def by_group(
-    clips: Clips, column: str, test_groups: Sequence[str], val_groups: Sequence[str], val_fraction: float, test_fraction: float, seed: int
+    clips: Clips,
+    column: str,
+    test_groups: Sequence[str],
+    val_groups: Sequence[str],
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
 ) -> tuple[Parts, str]:
     """Whole groups for each part: the named ones, else random ones until a part has its share of the rows."""
     groups = clips.frame[find_column(clips.frame, column, clips.where(0), "data.group_column")].astype(str)
@@ -131,7 +141,11 @@ def fill_up(
     drawn = stratified_split(labels, len(rest), **shares, seed=seed)
     filled = [name for name, share in shares.items() if share > 0]
     kind = "stratified at random" if labels is not None else "at random"
-    words = f"{kind}, seed {seed}" if rule == "at random" else rule + (f"; {' and '.join(filled)} {kind}, seed {seed}" if filled else "")
+    words = (
+        f"{kind}, seed {seed}"
+        if rule == "at random"
+        else rule + (f"; {' and '.join(filled)} {kind}, seed {seed}" if filled else "")
+    )
     return {name: given[name] if name in given and len(given[name]) else rest[rows] for name, rows in drawn.items()}, words
 
 

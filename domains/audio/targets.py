@@ -134,14 +134,16 @@ def transcripts(
         strange = [row for row, text in enumerate(texts[name]) if vocabulary.unknown(text)]
         if strange:
             symbols = sorted({symbol for row in strange for symbol in vocabulary.unknown(texts[name][row])})
-            message = f"{part.where(strange[0])}: {', '.join(map(repr, symbols[:10]))} in the transcript, absent from the vocabulary"
+            message = (
+                f"{part.where(strange[0])}: {', '.join(map(repr, symbols[:10]))} in the transcript, absent from the vocabulary"
+            )
             if name == "train":
                 raise DataError(f"{message} of data.vocabulary ({len(strange)} such rows)")
             found.counts[f"unknown symbols in {name}"] = f"{len(strange)} of {len(part)} transcripts; {message}"
         short = too_short(part, texts[name], vocabulary, tokenizer)
         if len(short):
             found.counts[f"transcripts longer than their clips in {name}"] = (
-                f"{len(short)} of {len(part)} have more symbols than the clip has positions; the first: {part.where(int(short[0]))}"
+                f"{len(short)} of {len(part)} have more symbols than positions; the first: {part.where(int(short[0]))}"
             )
     return found
 

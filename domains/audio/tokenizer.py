@@ -1,4 +1,4 @@
-"""From samples to what the model's embedding takes: the waveform itself, or mu-law numbers; and the embedding that goes with it."""
+"""From samples to what the model's embedding takes: the waveform, or mu-law numbers; and the embedding that goes with it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SILENCE = 128
 
 
 def mulaw_encode(samples: np.ndarray) -> np.ndarray:
-    """Samples from -1 to 1 as numbers from 0 to 255, finer near zero: `sign(x) log(1 + 255 |x|) / log 256`, ITU-T G.711's curve.
+    """Samples from -1 to 1 as numbers from 0 to 255, finer near zero: `sign(x) log(1 + 255 |x|) / log 256` (ITU-T G.711).
 
     Args:
         samples: float, any shape; what lies outside -1 and 1 is clipped.
@@ -123,4 +123,7 @@ class AudioTokenizer:
 
     def to_dict(self) -> dict[str, Any]:
         """For the model's config.json; `AudioTokenizer(**options)` is its inverse."""
-        return {"name": self.name, **{key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items() if key != "name"}}
+        return {
+            "name": self.name,
+            **{key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items() if key != "name"},
+        }

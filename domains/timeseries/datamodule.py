@@ -1,16 +1,19 @@
 """Reads a user's series, or the embedded demo data, and gives batches of windows in original units."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from longseq.backbone import Backbone
-from longseq.domains.base import DomainData, Row, Rows
+from longseq.domains.base import DomainData, Row
 from longseq.domains.loading import stratified_split
 from longseq.domains.tasks import Batch, Task
 from longseq.domains.timeseries import baselines, demo
+from longseq.domains.timeseries.batches import Collate, window_facts, window_names
+from longseq.domains.timeseries.grid import ReadOptions
 from longseq.domains.timeseries.labelled import (
     LabelledRows,
     LabelledSeries,
@@ -23,13 +26,14 @@ from longseq.domains.timeseries.labelled import (
 from longseq.domains.timeseries.parts import (
     Part,
     WindowOptions,
+    covariate_scale,
     forecast_rows,
     matched_scale,
     predict_rows,
     span_rows,
 )
 from longseq.domains.timeseries.series import SeriesSet, measure_scale
-from longseq.domains.timeseries.sources import ReadOptions, Source, read_series
+from longseq.domains.timeseries.sources import Source, read_series
 from longseq.domains.timeseries.splits import split_series
 from longseq.domains.timeseries.tokenizer import SeriesTokenizer
 from longseq.domains.timeseries.windows import ForecastRows, SpanRows, WindowRows
@@ -261,7 +265,8 @@ class SeriesData(DomainData):
         for what in ("channels", "covariates", "frequency"):
             if getattr(series, what) != getattr(train, what):
                 raise DataError(
-                    f"{series.source} ({name}): its {what} are {getattr(series, what)}, those of train are {getattr(train, what)}"
+                    f"{series.source} ({name}): its {what} are {getattr(series, what)}, "
+                    f"those of train are {getattr(train, what)}"
                 )
 
     def _setup_windows(self) -> None:
@@ -438,8 +443,8 @@ class SeriesData(DomainData):
             n_channels = self._part().series.n_targets
             if self.tokenizer.kind == "patch" and n_channels < self.n_inputs[0]:
                 raise ConfigError(
-                    "data.tokenizer=patch sends each channel through the network by itself, so data.past_covariates have no effect "
-                    "on the others; choose data.tokenizer=channel_mixing, variate or point"
+                    "data.tokenizer=patch sends each channel through the network by itself, so data.past_covariates have no "
+                    "effect on the others; choose data.tokenizer=channel_mixing, variate or point"
                 )
         options = {**head, "n_channels": n_channels, "layout": self.tokenizer.layout(backbone)}
         options["n_tokens"] = self.tokenizer.n_tokens(head["horizon"], *self.n_inputs)
@@ -460,11 +465,16 @@ class SeriesData(DomainData):
 
     def loader(self, split: str, *, shuffle: bool = False, epoch: int = 0) -> Any:
         loader = super().loader(split, shuffle=shuffle, epoch=epoch)
-        loader.collate_fn = Collate(self, split)
+        loader.collate_fn = self._collate(split)
         return loader
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
-        return Collate(self, "train")(rows)
+        return self._collate("train")(rows)
+
+    def _collate(self, split: str) -> Collate:
+        scale = self.parts[split].scale if split in self.parts else None
+        every = self.report_every(split) if split in self.splits else 1
+        return Collate(scale, forecast=self.task_name == "forecasting", every=every, unknown=split == "predict")
 
     # -- the report
 
@@ -484,8 +494,10 @@ class SeriesData(DomainData):
     def baselines(self, task: Task) -> dict[str, Row]:
         if self.task_name == "classification":
             return self._classification_baselines(task)
-        train, test, part = self.splits["train"], self.splits["test"], self.parts["test"]
-        if isinstance(train, ForecastRows) and isinstance(test, ForecastRows):
+        test, part = self.splits["test"], self.parts["test"]
+        if isinstance(test, ForecastRows):
+            # Of all training windows, also where the model only sees some: a baseline should be as good as it can be.
+            train = forecast_rows(self.parts["train"], "train", replace(self.window_options, stride=1), {})
             return dict(baselines.forecast_baselines(train, test, self.parts["train"].scale, part.scale, self.season or 1))
         assert isinstance(test, SpanRows)
         if self.task_name == "imputation":
@@ -516,106 +528,3 @@ class SeriesData(DomainData):
     def _targets(self, split: str) -> list[str]:
         series = self.parts[split].series
         return series.targets if self.task_name == "forecasting" else series.channels
-
-
-class Collate:
-    """Stacks the windows of a split; marks those that the report or calibration keeps.
-
-    Args:
-        data: the data module.
-        split: name of the split.
-    """
-
-    def __init__(self, data: SeriesData, split: str) -> None:
-        self.forecast = data.task_name == "forecasting"
-        self.scale = data.parts[split].scale if split in data.parts else None
-        self.unknown = split == "predict"
-        self.every = data.report_every(split) if split in data.splits else 1
-
-    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
-        index = torch.tensor([row["index"] for row in rows])
-        if self.scale is None:
-            return self._labelled(rows, index)
-        batch = self._forecast(rows) if self.forecast else self._spans(rows)
-        which = np.array([row["series"] for row in rows])
-        n_channels = batch["targets"].shape[-1]
-        batch["scale"] = torch.from_numpy(self.scale.std_SC[which, :n_channels].astype(np.float32))
-        batch["mase"] = torch.from_numpy(self.scale.mase_SC[which, :n_channels].astype(np.float32))
-        if self.unknown:
-            batch["unknown"] = torch.ones(len(rows), dtype=torch.bool)
-        return {**batch, "index": index, "report": index % self.every == 0}
-
-    def _forecast(self, rows: list[dict[str, Any]]) -> Batch:
-        past_BLC = torch.from_numpy(np.stack([row["past"] for row in rows]))
-        targets_BFC = torch.from_numpy(np.stack([row["future"] for row in rows]))
-        if "known" not in rows[0]:
-            return {"inputs": past_BLC, "targets": targets_BFC}
-        known_BTK = torch.from_numpy(np.stack([row["known"] for row in rows]))
-        ahead = known_BTK.shape[1] - past_BLC.shape[1]
-        empty_BFC = past_BLC.new_full((len(rows), ahead, past_BLC.shape[-1]), torch.nan)
-        return {"inputs": torch.cat([torch.cat([past_BLC, empty_BFC], 1), known_BTK], -1), "targets": targets_BFC}
-
-    def _spans(self, rows: list[dict[str, Any]]) -> Batch:
-        targets_BLC = torch.from_numpy(np.stack([row["values"] for row in rows]))
-        hidden_BLC = torch.from_numpy(np.stack([row["hidden"] for row in rows]))
-        scored_B1 = torch.tensor([row["scored"] for row in rows]).unsqueeze(1)
-        fresh_BL = torch.arange(targets_BLC.shape[1]) >= scored_B1
-        inputs_BLC = targets_BLC.masked_fill(hidden_BLC, torch.nan)
-        batch = {"inputs": inputs_BLC, "targets": targets_BLC, "hidden": hidden_BLC, "fresh": fresh_BL}
-        if "labels" in rows[0]:
-            batch["labels"] = torch.from_numpy(np.stack([row["labels"] for row in rows]))
-        return batch
-
-    def _labelled(self, rows: list[dict[str, Any]], index: torch.Tensor) -> Batch:
-        batch = {"inputs": torch.from_numpy(np.stack([row["values"] for row in rows])), "index": index}
-        if "label" in rows[0]:
-            batch["labels"] = torch.tensor([row["label"] for row in rows])
-        return batch
-
-
-def covariate_scale(part: Part) -> tuple[list[float], list[float]]:
-    """Mean and deviation of every covariate in the training part; calendar columns are left as they are."""
-    series = part.series
-    inside = np.concatenate(
-        [np.arange(o + b, o + e) for o, b, e in zip(series.offsets[:-1], part.begin, part.end, strict=True)]
-        or [np.empty(0, int)]
-    )
-    known = series.known_TK[inside] if len(inside) else series.known_TK
-    n_calendar = 2 * len(series.calendar)
-    given = known[:, : known.shape[1] - n_calendar].astype(np.float64)
-    mean = [*np.nan_to_num(np.nanmean(given, 0)), *np.zeros(n_calendar), *series.static_SK.mean(0)]
-    std = [*np.nanstd(given, 0), *np.ones(n_calendar), *series.static_SK.std(0)]
-    return [float(m) for m in mean], [float(s) if np.isfinite(s) and s > 1e-6 else 1.0 for s in std]
-
-
-def window_facts(rows: Rows, part: Part) -> dict[str, Any]:
-    """What a split of windows holds."""
-    series = part.series
-    begin, end = int(part.begin[0]), int(part.end[0])
-    facts: dict[str, Any] = {"rows": len(rows), "series": len(series), "channels": len(series.channels)}
-    facts["steps"] = int((part.end - part.begin).sum())
-    if len(series) == 1 and end > begin:
-        facts |= {"from": str(series.time(0, begin))[:19], "to": str(series.time(0, end - 1))[:19]}
-    return facts
-
-
-def window_names(
-    rows: WindowRows, index: np.ndarray, steps: int, task: str, channels: Sequence[str]
-) -> dict[str, Sequence[Any]]:
-    """Series, channel, times and step of numbers `(window * steps + step) * channels + channel`; scores have no channel."""
-    n_channels = 1 if task == "anomaly" else len(channels)
-    windows, rest = np.divmod(index, steps * n_channels)
-    step, channel = np.divmod(rest, n_channels)
-    chosen, inverse = np.unique(windows, return_inverse=True)
-    ids, origins, times = [], [], []
-    for window in chosen:
-        series, first = rows.start(int(window))[:2] if isinstance(rows, SpanRows) else rows.place(int(window))
-        ids.append(rows.series.ids[series])
-        origins.append(rows.series.time(series, first - 1))
-        times.append(rows.series.times(series, first, steps))
-    found: dict[str, Sequence[Any]] = {"id": np.array(ids, dtype=object)[inverse].tolist()}
-    if task != "anomaly":
-        found["channel"] = np.array(channels, dtype=object)[channel].tolist()
-    if task == "forecasting":
-        found |= {"last_observed": np.array(origins)[inverse], "step": (step + 1).tolist()}
-    return {**found, "time": np.stack(times)[inverse, step] if len(chosen) else []}

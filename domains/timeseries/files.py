@@ -165,8 +165,8 @@ def numbers(table: Table, column: str, on_bad: str, counts: dict[str, Any]) -> n
         if on_bad == "error":
             row = int(bad[0])
             raise DataError(
-                f"{table.where(row)}, column {column!r}: {str(cells.iloc[row])!r} is not a finite number ({len(bad)} such cells in this "
-                "column); correct it, or set data.on_bad=skip to read such cells as missing"
+                f"{table.where(row)}, column {column!r}: {str(cells.iloc[row])!r} is not a finite number "
+                f"({len(bad)} such cells in this column); correct it, or set data.on_bad=skip to read such cells as missing"
             )
         key = "cells that are no numbers, read as missing"
         counts[key] = int(counts.get(key, 0)) + len(bad)

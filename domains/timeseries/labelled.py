@@ -9,7 +9,8 @@ import pandas as pd
 
 from longseq.domains.base import Rows
 from longseq.domains.timeseries.files import numbers, read_table
-from longseq.domains.timeseries.sources import ReadOptions, Source, find_files
+from longseq.domains.timeseries.grid import ReadOptions
+from longseq.domains.timeseries.sources import Source, find_files
 from longseq.errors import DataError
 
 
@@ -126,8 +127,8 @@ def encode_labels(
         row = int(unknown[0])
         if on_bad == "error":
             raise DataError(
-                f"{series.where[row]}: label {series.labels[row]!r} is in {part}, but not in train, which has {', '.join(classes[:20])}; "
-                "add such series to train, or set data.on_bad=skip to leave them out"
+                f"{series.where[row]}: label {series.labels[row]!r} is in {part}, but not in train, which has "
+                f"{', '.join(classes[:20])}; add such series to train, or set data.on_bad=skip to leave them out"
             )
         counts[f"series of unknown classes left out of {part}"] = len(unknown)
         kept = np.flatnonzero(codes >= 0)

@@ -98,8 +98,8 @@ def _too_short(part: Part, name: str, options: WindowOptions, short: np.ndarray,
     )
     raise DataError(
         f"{part.series.name(i)}: {name} has {has} of its {int(part.series.lengths[i])} steps, but a window needs {needs} "
-        f"({len(short)} such series); lower data.horizon, give more to {name} (data.split=last, data.val_fraction, data.test_fraction), "
-        "or set data.on_bad=skip to leave such series out"
+        f"({len(short)} such series); lower data.horizon, give more to {name} (data.split=last, data.val_fraction, "
+        "data.test_fraction), or set data.on_bad=skip to leave such series out"
     )
 
 
@@ -113,8 +113,8 @@ def predict_rows(series: SeriesSet, options: WindowOptions) -> ForecastRows:
     short = np.flatnonzero(first < options.least)
     if len(short) and options.on_bad == "error":
         raise DataError(
-            f"{series.name(int(short[0]))}: {first[short[0]]} steps of history, but data.min_lookback={options.least} are needed; "
-            "set data.min_lookback lower, or data.on_bad=skip"
+            f"{series.name(int(short[0]))}: {first[short[0]]} steps of history, but data.min_lookback={options.least} "
+            "are needed; set data.min_lookback lower, or data.on_bad=skip"
         )
     counts = (first >= options.least).astype(np.int64)
     return ForecastRows(series, first, counts, stride=1, lookback=options.lookback, horizon=options.horizon)
@@ -138,8 +138,8 @@ def span_rows(part: Part, name: str, options: WindowOptions, counts: dict[str, A
     if len(short) and options.on_bad == "error":
         i = int(short[0])
         raise DataError(
-            f"{part.series.name(i)}: {name} has {int(part.end[i] - part.begin[i])} steps, fewer than data.lookback={options.lookback}; "
-            "lower it, or set data.on_bad=skip to leave such series out"
+            f"{part.series.name(i)}: {name} has {int(part.end[i] - part.begin[i])} steps, fewer than "
+            f"data.lookback={options.lookback}; lower it, or set data.on_bad=skip to leave such series out"
         )
     if len(short):
         counts[f"series too short for a window in {name}, left out"] = len(short)
@@ -166,3 +166,18 @@ def matched_scale(series: SeriesSet, train: SeriesSet, scale: Scale) -> Scale:
             rows.append((np.array(options["mean"]), np.array(options["std"]), np.nanmean(scale.mase_SC, 0)))
     mean, std, mase = (np.stack([row[k] for row in rows]) for k in range(3))
     return replace(scale, mean_SC=mean, std_SC=std, mase_SC=mase)
+
+
+def covariate_scale(part: Part) -> tuple[list[float], list[float]]:
+    """Mean and deviation of every covariate in the training part; calendar columns are left as they are."""
+    series = part.series
+    inside = np.concatenate(
+        [np.arange(o + b, o + e) for o, b, e in zip(series.offsets[:-1], part.begin, part.end, strict=True)]
+        or [np.empty(0, int)]
+    )
+    known = series.known_TK[inside] if len(inside) else series.known_TK
+    n_calendar = 2 * len(series.calendar)
+    given = known[:, : known.shape[1] - n_calendar].astype(np.float64)
+    mean = [*np.nan_to_num(np.nanmean(given, 0)), *np.zeros(n_calendar), *series.static_SK.mean(0)]
+    std = [*np.nanstd(given, 0), *np.ones(n_calendar), *series.static_SK.std(0)]
+    return [float(m) for m in mean], [float(s) if np.isfinite(s) and s > 1e-6 else 1.0 for s in std]

@@ -234,9 +234,7 @@ def score_over_time(frame: pd.DataFrame) -> list[Section]:
     ax = figure.add_subplot()
     # The highest of each stretch: thinning by every so manyth would lose the peaks.
     edges = np.unique(np.linspace(0, len(scores), min(len(scores), 1200) + 1).astype(int))
-    peaks = np.array(
-        [begin + int(np.nanargmax(np.nan_to_num(scores[begin:end]))) for begin, end in itertools.pairwise(edges)]
-    )
+    peaks = np.array([begin + int(np.nanargmax(np.nan_to_num(scores[begin:end]))) for begin, end in itertools.pairwise(edges)])
     ax.plot(part["time"].iloc[peaks], scores[peaks], linewidth=0.9, label="score")
     marked = part["anomaly"].to_numpy(float) > 0.5 if "anomaly" in part else np.zeros(len(part), dtype=bool)
     if marked.any():

@@ -100,8 +100,9 @@ class SeriesSet:
         if given < count and n_known > n_calendar:
             raise DataError(
                 f"{self.name(series)}: {', '.join(self.covariates[: n_known - n_calendar])} must be known up to "
-                f"{show(self.time(series, first + count - 1))}, but the file ends at {show(self.time(series, end - begin - 1))}: add rows "
-                "with these covariates and empty values, or leave them out of data.known_covariates"
+                f"{show(self.time(series, first + count - 1))}, but the file ends at "
+                f"{show(self.time(series, end - begin - 1))}: add rows with these covariates and empty "
+                "values, or leave them out of data.known_covariates"
             )
         if given < count and n_calendar:
             rows[given:, :n_known] = calendar_features(self.times(series, first + given, count - given), self.calendar)

@@ -86,8 +86,8 @@ def _ett(series: SeriesSet, rule: str) -> Borders:
     short = np.flatnonzero(series.lengths < edges[-1])
     if len(short):
         raise DataError(
-            f"{series.name(int(short[0]))}: {series.lengths[short[0]]} steps, but data.split={rule} needs 20 months of 30 days = "
-            f"{edges[-1]} steps; use data.split=ratio"
+            f"{series.name(int(short[0]))}: {series.lengths[short[0]]} steps, but data.split={rule} needs 20 months of "
+            f"30 days = {edges[-1]} steps; use data.split=ratio"
         )
     return Borders(np.tile(edges, (len(series), 1)), f"{rule}: 12, 4 and 4 months of 30 days")
 

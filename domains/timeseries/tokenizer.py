@@ -42,7 +42,8 @@ class SeriesTokenizer:
             raise ConfigError(f"data.lookback must be at least 1 step, found {self.lookback}")
         if self.has_patches and not 1 <= self.stride <= self.patch <= self.lookback:
             raise ConfigError(
-                f"need 1 <= data.patch_stride <= data.patch <= data.lookback, found {self.stride}, {self.patch} and {self.lookback}"
+                f"need 1 <= data.patch_stride <= data.patch <= data.lookback, found {self.stride}, "
+                f"{self.patch} and {self.lookback}"
             )
 
     @property

@@ -83,7 +83,9 @@ class SaShiMi(Backbone):
         # From the coarsest resolution outwards.
         inner: Layers | Resolution = layers(widths[-1])
         for i in reversed(range(len(pool))):
-            inner = Resolution(widths[i], widths[i + 1], pool[i], layers(widths[i]) if unet else Layers([]), inner, layers(widths[i]))
+            inner = Resolution(
+                widths[i], widths[i + 1], pool[i], layers(widths[i]) if unet else Layers([]), inner, layers(widths[i])
+            )
         self.outer = inner
         self.final_norm = build_norm("layer", d_model)
         mixers = [block.mixer for block in self.modules() if isinstance(block, Block)]
@@ -256,7 +258,9 @@ class Groups:
         # Slot s holds what waited for s < n_waiting, and the new position s - n_waiting after that.
         both_BSD = torch.cat((waiting_BPD.to(x_BLD.dtype), x_BLD), dim=1)
         waits_BS = place_S < n_waiting_B.unsqueeze(1)
-        source_BS = torch.where(waits_BS, place_S, place_S - n_waiting_B.unsqueeze(1) + pool - 1).clamp(max=both_BSD.shape[1] - 1)
+        source_BS = torch.where(waits_BS, place_S, place_S - n_waiting_B.unsqueeze(1) + pool - 1).clamp(
+            max=both_BSD.shape[1] - 1
+        )
         self.x_BSD = both_BSD.gather(1, source_BS.unsqueeze(-1).expand(-1, -1, both_BSD.shape[2]))
         n_B = n_waiting_B + n_new_B
         self.n_full_B = n_B // pool

@@ -88,8 +88,8 @@ def test_float32_and_bfloat16_stay_near_float64() -> None:
 @pytest.mark.gpu
 def test_chunked_on_a_gpu_equals_the_cpu() -> None:
     values, options = make_inputs(2, 300, width=70), make_mode("everything", 2, 300)
-    on_gpu = {n: v.cuda() if isinstance(v, Tensor) else v for n, v in options.items()}
-    leaves = {n: v.cuda().requires_grad_() for n, v in values.items()}
+    on_gpu: dict[str, Any] = {n: v.cuda() if isinstance(v, Tensor) else v for n, v in options.items()}
+    leaves: dict[str, Any] = {n: v.cuda().requires_grad_() for n, v in values.items()}
     y, state = selective_scan(**leaves, dt_softplus=True, implementation="chunked", **on_gpu)
     ours = [y, state, *torch.autograd.grad(y.sum() + state.sum(), list(leaves.values()))]
     leaves = {n: v.requires_grad_() for n, v in values.items()}

@@ -1,0 +1,1 @@
+"""Images and videos as long sequences: pixels, patches and tubelets; classification, pixel models, masked patches."""

@@ -1,0 +1,106 @@
+"""Every command of the README runs, on small files and few steps."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from longseq.pipelines.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SMALL = ["backbone.d_model=16", "backbone.n_layers=1", "trainer.max_epochs=1", "+trainer.max_steps=2", "report=false"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+LONGSEQ = [command for command in commands() if command.startswith("longseq ")]
+
+
+def fasta(path: Path, records: list[str]) -> None:
+    path.write_text("".join(f">chr{i + 1}\n{record}\n" for i, record in enumerate(records)))
+
+
+@pytest.fixture
+def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files that the README's commands name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LONGSEQ_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+
+    def dna(length: int) -> str:
+        return "".join(rng.choice(list("ACGT"), length))
+
+    for name in ("train", "val", "test"):
+        rows = [f"{dna(60)},{i % 2}" for i in range(60)]
+        Path(f"{name}.csv").write_text("\n".join(["sequence,label", *rows]) + "\n")
+    for name in ("human", "worm"):
+        fasta(Path(f"{name}.fa"), [dna(80) for _ in range(40)])
+    fasta(Path("genome.fa"), [dna(12_000) for _ in range(3)])
+    starts = [(f"chr{chrom}", int(start)) for chrom in (1, 2, 3) for start in rng.integers(0, 11_000, 20)]
+    lines = [f"{chrom}\t{start}\t{start + 150}\t{i % 2}\t0\t{'+-'[i % 3 == 0]}" for i, (chrom, start) in enumerate(starts)]
+    Path("peaks.bed").write_text("\n".join(lines) + "\n")
+
+
+def run(*args: str) -> int:
+    with pytest.raises(SystemExit) as exit_info:
+        main(list(args))
+    return int(exit_info.value.code or 0)
+
+
+@pytest.mark.usefixtures("_files")
+@pytest.mark.parametrize("command", LONGSEQ)
+def test_command_runs(command: str) -> None:
+    verb, *args = shlex.split(command)[1:]
+    if verb == "fit" and not {"--help", "--cfg"} & set(args):
+        small = [o for o in SMALL if o.split("=")[0] not in {a.split("=")[0] for a in args}]
+        demo = [] if "data.train" in command else ["data.demo_rows=40"]
+        args = [*args, *small, *demo, *([] if "trainer=" in command else ["trainer=cpu"])]
+    if verb == "evaluate":
+        assert run("fit", "data.train=train.csv", "trainer=cpu", *SMALL, "run_dir=runs/example") == 0
+        args = [*args, "trainer=cpu"]
+    assert run(verb, *args) == 0
+
+
+def test_make_targets_exist() -> None:
+    targets = [command.split()[1] for command in commands() if command.startswith("make ")]
+    assert targets == ["fit", "test"]
+    for target in targets:
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_python_examples_run() -> None:
+    for block in blocks("python"):
+        subprocess.run([sys.executable, "-W", "error", "-c", block], check=True, timeout=120)
+
+
+def test_inline_commands_name_what_exists() -> None:
+    inline = re.findall(r"`(longseq [^`…]*)`", README)
+    assert inline
+    for command in inline:
+        verb, *args = shlex.split(command)[1:]
+        if verb in ("fit", "evaluate"):
+            assert run(verb, *args, "--cfg", "job") == 0
+
+
+def test_the_table_of_backbones_is_complete() -> None:
+    from longseq.registry import list_backbones
+
+    for name in list_backbones():
+        assert f"| `{name}` |" in README, name
+
+
+def test_pictures_are_there() -> None:
+    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        assert (ROOT / path).is_file()
