@@ -10,7 +10,7 @@ fit: $(READY)
 	$(BIN)/longseq fit domain=dna backbone=hyena
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(READY)
 	$(BIN)/ruff check .

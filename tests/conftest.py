@@ -8,6 +8,11 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 
+# Workers side by side (pytest -n auto) share the cores; threads of their own would only get in each other's way.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 
 def data_folder() -> Path:
     """Where the real files stand: LONGSEQ_DATA, or shared/data beside the repository."""

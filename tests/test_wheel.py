@@ -39,9 +39,8 @@ def test_installed_in_a_fresh_environment_it_answers(wheel: Path, tmp_path: Path
     site = next((tmp_path / "env" / "lib").glob("python*/site-packages"))
     before = {path.name for path in site.iterdir()}
     # Without its dependencies, which the environment of this test has shown to install.
-    subprocess.run(
-        [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True, timeout=120
-    )
+    command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(command, check=True, timeout=120)
     gained = {path.name for path in site.iterdir()} - before
     assert {name for name in gained if not name.endswith(".dist-info")} == {"longseq"}
     script = tmp_path / "env" / "bin" / "longseq"

@@ -35,9 +35,9 @@ def calendar_features(times: np.ndarray, calendar: Sequence[str]) -> np.ndarray:
     values = {
         "minute": index.minute + index.second / 60,
         "hour": index.hour + index.minute / 60,
-        "weekday": index.weekday + index.hour / 24,
+        "weekday": index.day_of_week + index.hour / 24,
         "monthday": index.day - 1,
-        "yearday": index.dayofyear - 1,
+        "yearday": index.day_of_year - 1,
         "month": index.month - 1,
     }
     columns = []

@@ -97,3 +97,19 @@ def encode_multilabel(records: Records, names: Sequence[str]) -> tuple[np.ndarra
             continue
         encoded[row, [index[name] for name in found]] = 1.0
     return encoded, np.array(bad, dtype=np.int64)
+
+
+def encode_numbers(records: Records, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Quantities (N, K) float32, and the rows with something that is no finite number."""
+    if records.labels is None:
+        raise DataError(f"{records.where(0)} and the others have no labels; expected numbers to predict")
+    cells = records.labels.reshape(len(records), -1)
+    if cells.shape[1] != len(names):
+        raise DataError(f"{records.where(0)}: {cells.shape[1]} label columns, but train has {len(names)}")
+    numbers = np.full(cells.shape, np.nan, dtype=np.float32)
+    for row, values in enumerate(cells.tolist()):
+        try:
+            numbers[row] = [float(value) for value in values]
+        except (TypeError, ValueError):
+            continue
+    return numbers, np.flatnonzero(~np.isfinite(numbers).all(1))

@@ -39,7 +39,7 @@ class VisionModule(DomainModule):
         loss = super().training_step(self.mixed(batch), batch_idx)
         # The shared module counts (B, L) inputs; here they are images.
         if batch["inputs"].ndim > 2:
-            self.tokens = before + batch["inputs"].shape[0] * int(self.model.config["positions"])
+            self.tokens = before + batch["inputs"].shape[0] * int(self.model.config["n_positions"])
         return loss
 
     def mixed(self, batch: Batch) -> Batch:

@@ -56,6 +56,7 @@ class Records:
         label_names: of K columns.
         groups: (N,) values that stay in one split.
         ignored: files that were passed over, by suffix.
+        headers: (N, 4) frames, height, width and channels, once they were read.
     """
 
     store: Store
@@ -64,14 +65,21 @@ class Records:
     label_names: tuple[str, ...] = ("label",)
     groups: np.ndarray | None = None
     ignored: Mapping[str, int] | None = None
+    headers: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.items)
 
     def select(self, rows: np.ndarray) -> "Records":
         """Some of the records."""
-        pick = [None if column is None else column[rows] for column in (self.labels, self.groups)]
-        return Records(self.store, self.items[rows], pick[0], self.label_names, pick[1], self.ignored)
+        labels, groups, headers = (None if column is None else column[rows] for column in (self.labels, self.groups, self.headers))
+        return Records(self.store, self.items[rows], labels, self.label_names, groups, self.ignored, headers)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(N, 4) frames, height, width and channels of records whose headers were read."""
+        assert self.headers is not None
+        return self.headers
 
     def where(self, row: int) -> str:
         """File and record, for messages."""

@@ -8,7 +8,7 @@ from longseq.layers.marks import mark
 
 
 class RMSNorm(nn.Module):
-    """`y = x / sqrt(mean(x^2) + eps) * weight` over the last dimension, computed in fp32.
+    """`y = x / sqrt(mean(x^2) + eps) * weight` over the last dimension, computed in fp32 or wider.
 
     Paper: Root Mean Square Layer Normalization, https://arxiv.org/abs/1910.07467, equation 4.
     """
@@ -19,11 +19,12 @@ class RMSNorm(nn.Module):
         self.weight = mark(nn.Parameter(torch.ones(d_model)), weight_decay=0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(wide), (x.shape[-1],), self.weight.to(wide), self.eps).to(x.dtype)
 
 
 class LayerNorm(nn.Module):
-    """`y = (x - mean) / sqrt(var + eps) * weight + bias` over the last dimension, computed in fp32.
+    """`y = (x - mean) / sqrt(var + eps) * weight + bias` over the last dimension, computed in fp32 or wider.
 
     Paper: Layer Normalization, https://arxiv.org/abs/1607.06450, section 3.
     """
@@ -35,7 +36,8 @@ class LayerNorm(nn.Module):
         self.bias = mark(nn.Parameter(torch.zeros(d_model)), weight_decay=0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.float(), (x.shape[-1],), self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.layer_norm(x.to(wide), (x.shape[-1],), self.weight.to(wide), self.bias.to(wide), self.eps).to(x.dtype)
 
 
 NORMS: dict[str, type[nn.Module]] = {"layer": LayerNorm, "rms": RMSNorm}

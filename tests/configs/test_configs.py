@@ -48,7 +48,7 @@ def test_trainer_names_real_options(choice: str) -> None:
     assert set(options) - {"_target_"} <= set(inspect.signature(lightning.Trainer.__init__).parameters)
 
 
-@pytest.mark.parametrize("choice", [c for c in GROUPS["callbacks"]])
+@pytest.mark.parametrize("choice", GROUPS["callbacks"])
 def test_callbacks_build(choice: str, tmp_path: Path) -> None:
     cfg = composed(f"callbacks={choice}", f"run_dir={tmp_path}")
     for entry in cfg.callbacks.values():
