@@ -49,7 +49,7 @@ class WaveformEmbedding(nn.Module):
 
     def output_length(self, n_samples: int) -> int:
         """Positions of a row of so many samples."""
-        return math.ceil(n_samples / self.stride)
+        return positions(n_samples, self.stride)
 
     def forward(self, x_BT: Tensor, mask_BT: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """`(B, T)` or `(B, T, 1)` samples and their mask in; `(B, L, D)` and its mask out."""
@@ -134,7 +134,7 @@ class LogMelEmbedding(nn.Module):
 
     def output_length(self, n_samples: int) -> int:
         """Positions of a row of so many samples."""
-        return math.ceil(n_samples / self.stride)
+        return positions(n_samples, self.stride)
 
     def features(self, x_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
         """Standardised features `(B, L, n_features)` in fp32."""
@@ -146,8 +146,8 @@ class LogMelEmbedding(nn.Module):
                 self.basis.float(),
                 stride=self.stride,
             )
-            real_BKL, imaginary_BKL = x_BKL.chunk(2, dim=1)
-            energy_BLM = (real_BKL.square() + imaginary_BKL.square()).transpose(1, 2) @ self.filters.float()
+            real_BLK, imaginary_BLK = x_BKL.transpose(1, 2).contiguous().chunk(2, dim=2)
+            energy_BLM = (real_BLK.square() + imaginary_BLK.square()) @ self.filters.float()
             return (self.transform(energy_BLM.clamp(min=self.floor).log()) - self.mean.float()) / self.std.float()
 
     def transform(self, log_energy_BLM: Tensor) -> Tensor:
@@ -219,16 +219,23 @@ def as_samples(x_BT: Tensor, mask_BT: Tensor | None) -> Tensor:
     return x_BT if mask_BT is None else x_BT.masked_fill(~mask_BT, 0.0)
 
 
+def positions(n_samples: int, stride: int) -> int:
+    """`ceil(n_samples / stride)`, also of a symbolic length."""
+    return (n_samples + stride - 1) // stride
+
+
 def pad_to_stride(x_BCT: Tensor, stride: int, before: int, after: int = 0) -> Tensor:
-    """Zeros around the last dimension, so that a kernel of `before + stride + after` gives ceil(T / stride) outputs."""
-    return F.pad(x_BCT, (before, after + -x_BCT.shape[-1] % stride))
+    """Zeros around the last dimension, so that a kernel of `before + stride + after` gives an output for every position."""
+    length = x_BCT.shape[-1]
+    return F.pad(x_BCT, (before, after + positions(length, stride) * stride - length))
 
 
 def shorten_mask(mask_BT: Tensor | None, stride: int) -> Tensor | None:
     """The mask of positions of `stride` samples each: real where any sample is."""
     if mask_BT is None or stride == 1:
         return mask_BT
-    return F.pad(mask_BT, (0, -mask_BT.shape[1] % stride)).unflatten(1, (-1, stride)).any(2)
+    count = positions(mask_BT.shape[1], stride)
+    return F.pad(mask_BT, (0, count * stride - mask_BT.shape[1])).unflatten(1, (count, stride)).any(2)
 
 
 def fourier_basis(window: int, n_fft: int) -> Tensor:

@@ -89,8 +89,6 @@ class CellEmbedding(nn.Module):
 
     def cells(self, x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
         """Raw cells (B, L, P) of a video (B, T, C, H, W), each as channel, frame, row, column; and the grid they come from."""
-        if x.ndim != 5 or x.shape[2] != self.n_channels:
-            raise ValueError(f"pixels must be (batch, frames, {self.n_channels} channels, height, width), found {tuple(x.shape)}")
         steps, rows, columns = self.cell
         grid = (x.shape[1] // steps, x.shape[3] // rows, x.shape[4] // columns)
         if (grid[0] * steps, grid[1] * rows, grid[2] * columns) != (x.shape[1], x.shape[3], x.shape[4]) or min(grid) < 1:
@@ -122,6 +120,9 @@ class CellEmbedding(nn.Module):
             `(B, L, D)` with the class token among the L, and its mask.
         """
         x = x.unsqueeze(1) if x.ndim == 4 else x
+        # Before the statistics, which would be broadcast.
+        if x.ndim != 5 or x.shape[2] != self.n_channels:
+            raise ValueError(f"pixels must be (batch, [frames,] {self.n_channels} channels, height, width), found {tuple(x.shape)}")
         cells_BLP, grid = self.cells(self.normalize(x))
         mask_BL = self._cell_mask(mask_BL, x.shape[1], grid)
         if self.mask_vector is not None:

@@ -217,9 +217,9 @@ def seconds(values: pd.Series, where: Sequence[str]) -> np.ndarray:
     Raises:
         DataError: naming the line of what is no number of seconds.
     """
-    texts = values.astype(str).str.strip()
-    numbers = pd.to_numeric(texts.where(~texts.isin(["", "nan", "None"])), errors="coerce").to_numpy(float)
-    bad = np.flatnonzero((np.isnan(numbers) & ~texts.isin(["", "nan", "None"]).to_numpy()) | (numbers < 0))
+    texts = values.where(values.notna(), "").astype(str).str.strip()
+    numbers = pd.to_numeric(texts.where(texts != "", None), errors="coerce").to_numpy(float)
+    bad = np.flatnonzero((np.isnan(numbers) & (texts != "").to_numpy()) | (numbers < 0))
     if len(bad):
         raise DataError(f"{where[bad[0]]}: {texts.iloc[bad[0]]!r} in {values.name!r} is no number of seconds")
     return numbers

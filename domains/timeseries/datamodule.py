@@ -82,7 +82,7 @@ class SeriesData(DomainData):
         test_start: for `dates`.
         lookback: steps that the model reads.
         horizon: steps that it forecasts; longer than a trained model's, the forecast is rolled out.
-        stride: steps between training windows; None for 1, and for 4 on the demo data. Every val and test window counts.
+        stride: steps between training windows. Every val and test window counts.
         min_lookback: history that windows of short series must have; None for a quarter of `lookback`.
         backtest_windows: test on so many last origins of each series; None for all.
         backtest_step: steps between them; None for the horizon.
@@ -137,7 +137,7 @@ class SeriesData(DomainData):
         test_start: str | None = None,
         lookback: int = 168,
         horizon: int = 24,
-        stride: int | None = None,
+        stride: int = 1,
         min_lookback: int | None = None,
         backtest_windows: int | None = None,
         backtest_step: int | None = None,
@@ -184,8 +184,6 @@ class SeriesData(DomainData):
             "val_start": val_start,
             "test_start": test_start,
         }
-        if stride is None:
-            stride = 1 if train is not None else 4
         self.window_options = WindowOptions(lookback, horizon, stride, min_lookback, backtest_windows, backtest_step, on_bad)
         self.tokenizer = SeriesTokenizer(tokenizer, lookback, patch, patch_stride, instance, affine)
         self.spans: dict[str, Any] = {"hide": hide, "span": span, "together": task == "anomaly", "seed": seed}
@@ -396,7 +394,7 @@ class SeriesData(DomainData):
             options["flags"] = True
         if self.tokenizer.kind == "variate" and backbone.causal and n_channels > 1:
             self.counts["channels"] = (
-                "with a causal backbone a channel only sees those before it; +backbone.bidirectional=true lets all see all"
+                "with a causal backbone a channel only sees those before it; backbone.bidirectional=true lets all see all"
             )
         found: dict[str, Any] = {"tokenizer": self.tokenizer.to_dict()}
         if self.task_name == "classification":

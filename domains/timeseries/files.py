@@ -103,7 +103,11 @@ def _decode(path: Path, data: bytes, encoding: str | None) -> tuple[str, dict[st
         if data.startswith(mark):
             return data.decode(name), {}
     try:
-        return data.decode("utf-8"), {}
+        text = data.decode("utf-8")
+        lost = text.split("\n", 1)[0].count("\ufffd")
+        # Whoever wrote the file had lost them already; the columns keep these names.
+        note = f"{lost} letters of the header were lost before (they are the replacement character)"
+        return text, {f"encoding of {path.name}": note} if lost else {}
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         note = f"read as {FALLBACK_NAME}: line {line} is not UTF-8 (data.encoding= says otherwise)"

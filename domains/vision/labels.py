@@ -19,8 +19,8 @@ def class_names(train: Records) -> tuple[str, ...]:
     names = {str(label) for label in single_labels(train).tolist()} - {""}
     if len(names) < 2:
         raise DataError(
-            f"{train.where(0)} and the others: all {len(train)} records have the label {next(iter(names), '')!r}; a classifier needs "
-            "two classes or more"
+            f"{train.where(0)} and the others: all {len(train)} records of train have the label {next(iter(names), '')!r}; a "
+            "classifier needs two classes or more"
         )
     if len(names) > max(20, len(train) // 2):
         raise DataError(

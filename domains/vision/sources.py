@@ -303,9 +303,11 @@ def kept(paths: Sequence[Path], video: bool, ignored: Counter[str]) -> list[Path
     suffixes = VIDEOS if video else IMAGES
     found = []
     for path in paths:
+        if path.name.startswith("."):
+            continue
         if path.suffix.lower() in suffixes:
             found.append(path)
-        elif not path.name.startswith("."):
+        else:
             ignored[path.suffix.lower() or "no suffix"] += 1
     return found
 

@@ -7,11 +7,13 @@ carry the published names: in_proj, conv1d, x_proj, dt_proj, A_log, D, out_proj.
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longseq.backbone import Mixer, State, zero_padding
 from longseq.layers.selective_ssm import SelectiveSSM, default_dt_rank
 from longseq.ops.selective_scan import Implementation
+from longseq.ops.selective_scan.chunked import without_autocast
 from longseq.registry import register_backbone
 
 
@@ -41,11 +43,14 @@ class MambaMixer(SelectiveSSM, Mixer):
         dt_init_floor: no first step size is smaller.
         conv_bias: a bias in the convolution.
         bias: biases in the input and output projections.
+        bcdt_norm: root-mean-square norms without weights on the step sizes' low-rank form, B and C, as FalconMamba has.
+        bcdt_norm_eps: added to the mean square there.
         implementation: of the scan and the convolution: `auto`, `reference`, `chunked` or `triton`.
 
     Cost: O(L d_model (d_model + d_state)) time, O(L d_model) memory; a step costs the same at every position.
 
-    Paper: https://arxiv.org/abs/2312.00752, section 3. Unlike the authors' code, padding and packed documents do not
+    Paper: https://arxiv.org/abs/2312.00752, section 3; the norms of `bcdt_norm`: https://arxiv.org/abs/2410.05355, section 2.
+    Unlike the authors' code, padding and packed documents do not
     leak, the state is float32 also in streaming, and chunks of any size can be chained.
     """
 
@@ -63,6 +68,8 @@ class MambaMixer(SelectiveSSM, Mixer):
         dt_init_floor: float = 1e-4,
         conv_bias: bool = True,
         bias: bool = False,
+        bcdt_norm: bool = False,
+        bcdt_norm_eps: float = 1e-6,
         implementation: Implementation = "auto",
     ) -> None:
         super().__init__(
@@ -77,6 +84,7 @@ class MambaMixer(SelectiveSSM, Mixer):
             implementation=implementation,
         )
         self.d_model = d_model
+        self.bcdt_norm, self.bcdt_norm_eps = bcdt_norm, bcdt_norm_eps
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
         with torch.no_grad():
@@ -86,6 +94,18 @@ class MambaMixer(SelectiveSSM, Mixer):
         x_BLE, z_BLE = self.in_proj(zero_padding(x_BLD, mask_BL)).chunk(2, dim=-1)
         y_BLE, _ = self.scan(x_BLE, z_BLE, mask_BL, segment_ids_BL)
         return self.out_proj(y_BLE)
+
+    def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if not self.bcdt_norm:
+            return super()._select(x)
+        low_rank, B, C = (
+            F.rms_norm(part.float(), part.shape[-1:], eps=self.bcdt_norm_eps)
+            for part in self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        )
+        # As without the norms, step sizes are not rounded to 16 bits.
+        with without_autocast(x):
+            dt = self.dt_proj(low_rank.to(self.dt_proj.weight.dtype))
+        return dt, B.to(x.dtype), C.to(x.dtype)
 
     def init_state(self, batch_size: int) -> State:
         return SelectiveSSM.init_state(self, batch_size)

@@ -61,7 +61,7 @@ class Mamba2Mixer(Mixer):
         d_state: state size N.
         d_conv: taps of the short convolution.
         expand: inner width over d_model.
-        head_dim: width P of a head; it divides expand x d_model.
+        head_dim: width P of a head; it divides expand x d_model. None: 64, or expand x d_model where that is less.
         n_groups: groups of heads that share B and C; it divides the number of heads.
         A_init_min: smallest initial decay rate.
         A_init_max: largest initial decay rate.
@@ -91,7 +91,7 @@ class Mamba2Mixer(Mixer):
         d_state: int = 128,
         d_conv: int = 4,
         expand: int = 2,
-        head_dim: int = 64,
+        head_dim: int | None = None,
         n_groups: int = 1,
         A_init_min: float = 1.0,
         A_init_max: float = 16.0,
@@ -106,6 +106,7 @@ class Mamba2Mixer(Mixer):
     ) -> None:
         super().__init__()
         self.d_inner, self.d_state, self.d_conv = expand * d_model, d_state, d_conv
+        head_dim = min(64, self.d_inner) if head_dim is None else head_dim
         self.head_dim, self.n_groups = head_dim, n_groups
         self._check(dt_min, dt_max, A_init_min, A_init_max)
         self.n_heads = self.d_inner // head_dim

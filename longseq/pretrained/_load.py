@@ -1,0 +1,154 @@
+"""Loading a published checkpoint into a model: everything is checked before the first weight is copied."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from longseq.errors import CheckpointError
+from longseq.model import SequenceModel, build_model
+from longseq.pretrained._formats import Format, choose_format, get_format
+from longseq.pretrained._modules import register_modules
+from longseq.pretrained._renames import Renaming
+from longseq.pretrained._report import KeyReport
+from longseq.pretrained._sources import Checkpoint, find_checkpoint
+from longseq.pretrained._weights import read_weights
+
+
+def load_pretrained(
+    source: str | Path,
+    *,
+    allow_missing: Sequence[str] = (),
+    revision: str | None = None,
+    format: str | None = None,
+    **options: Any,
+) -> tuple[SequenceModel, KeyReport]:
+    """A model with published weights, in evaluation mode, and what became of each key.
+
+    Args:
+        source: a hub id such as `LongSafari/hyenadna-small-32k-seqlen-hf`, a folder, a file, or the folder of a model or run
+            of ours.
+        allow_missing: shell patterns of parameters that may keep their initial values, such as `backbone.blocks.7.*`.
+        revision: of the hub: a branch, a tag or a commit.
+        format: skips the detection; see `list_formats`.
+        **options: `head` puts another head in the place of the published one, as in `head={"name": "pool", "n_outputs": 2}`;
+            some formats have their own (their files say which); the rest are options of the backbone.
+
+    Returns:
+        The model, and the report; `str(report)` is for people, `report.to_dict()` for JSON.
+
+    Raises:
+        CheckpointError: if anything but the head is missing or does not fit, or the file cannot be trusted or read.
+        TypeError: for an option that the backbone does not have.
+
+    Cost: the file's size in memory, beside the model's.
+    """
+    register_modules()
+    checkpoint = find_checkpoint(source, revision)
+    weights = read_weights(checkpoint.files)
+    name = format or choose_format(checkpoint.name, checkpoint.config, weights)
+    chosen = get_format(name)
+    _check_vocabulary(checkpoint, chosen, name)
+    head = options.pop("head", None)
+    own = {key: options.pop(key, default) for key, default in chosen.OPTIONS.items()}
+    config = chosen.model_config(checkpoint.config, weights, own)
+    config["backbone"] = {**config["backbone"], **options}
+    config["pretrained"] = {"source": checkpoint.name, "format": name, **({"revision": revision} if revision else {})}
+    if head is not None:
+        config["head"] = dict(head)
+    try:
+        model = build_model(config)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{checkpoint.name}: its config does not describe a network that can be built: {error}"
+        ) from error
+    renaming = chosen.rename(weights, checkpoint.config, own)
+    report = KeyReport(checkpoint.name, name, dropped=renaming.dropped, notes=renaming.notes)
+    if head is not None:
+        _drop_other_head(model, renaming)
+    tensors = _fit(model, renaming, report, allow_missing)
+    model.load_state_dict(tensors, strict=False)
+    return model.eval(), report
+
+
+def _fit(model: SequenceModel, renaming: Renaming, report: KeyReport, allow_missing: Sequence[str]) -> dict[str, Tensor]:
+    """What to copy; fills the report, or raises before anything is copied."""
+    own = model.state_dict()
+    tensors = dict(renaming.tensors)
+    surplus = [name for name in tensors if name not in own]
+    displaced = [name for name in surplus if name != renaming.sources[name]]
+    other = [
+        f"{renaming.sources[name]} {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in tensors
+        if name in own and tensors[name].shape != own[name].shape
+    ]
+    for name in surplus:
+        report.unexpected[renaming.sources[name]] = tuple(tensors.pop(name).shape)
+    for name, tensor in tensors.items():
+        report.shapes[name] = tuple(tensor.shape)
+        if renaming.sources[name] == name:
+            report.matched.append(name)
+        else:
+            report.renamed[name] = renaming.sources[name]
+    absent = _place_absent(own, tensors, renaming, report, allow_missing)
+    problems = (
+        ("missing", absent),
+        ("of another shape", other),
+        ("without a place in the network that config.json describes", [renaming.sources[name] for name in displaced]),
+    )
+    found = "; ".join(f"{len(names)} {what}: {', '.join(names[:3])}" for what, names in problems if names)
+    if found:
+        raise CheckpointError(
+            f"{report.source} does not fit the {report.format} network of its config: {found}. The weights and the config "
+            "belong to different networks, or the file is incomplete (allow_missing=[...] accepts missing parameters)"
+        )
+    return tensors
+
+
+def _drop_other_head(model: SequenceModel, renaming: Renaming) -> None:
+    """A head in the published one's place takes its weights only if all of them fit."""
+    ours = {name: tensor.shape for name, tensor in model.state_dict().items() if name.startswith("head.")}
+    theirs = [name for name in renaming.tensors if name.startswith("head.")]
+    if all(ours.get(name) == renaming.tensors[name].shape for name in theirs):
+        return
+    for name in theirs:
+        del renaming.tensors[name]
+        renaming.dropped[renaming.sources.pop(name)] = "the head was replaced"
+
+
+def _place_absent(
+    own: dict[str, Tensor], tensors: dict[str, Tensor], renaming: Renaming, report: KeyReport, allow_missing: Sequence[str]
+) -> list[str]:
+    """Puts each parameter that the checkpoint lacks where it belongs in the report; returns those that may not be missing."""
+    loaded = {own[name].data_ptr(): name for name in tensors if own[name].numel()}
+    absent = []
+    for name, tensor in own.items():
+        if name in tensors:
+            continue
+        if tensor.data_ptr() in loaded:
+            report.tied[name] = loaded[tensor.data_ptr()]
+        elif any(fnmatchcase(name, pattern) for pattern in renaming.computed):
+            report.computed[name] = tuple(tensor.shape)
+        elif name.startswith("head."):
+            report.reinitialized[name] = tuple(tensor.shape)
+        elif any(fnmatchcase(name, pattern) for pattern in allow_missing):
+            report.missing[name] = tuple(tensor.shape)
+        else:
+            absent.append(name)
+    return absent
+
+
+def _check_vocabulary(checkpoint: Checkpoint, chosen: Format, name: str) -> None:
+    found, expected = checkpoint.vocabulary, chosen.TOKENS
+    wrong = [
+        f"{token} is {found[token]} instead of {i}" for token, i in expected.items() if token in found and found[token] != i
+    ]
+    absent = [token for token in expected if found and token not in found]
+    if wrong or absent:
+        parts = wrong[:4] + ([f"no {', '.join(absent[:4])}"] if absent else [])
+        raise CheckpointError(
+            f"the tokenizer beside {checkpoint.name} is not that of {name}: {'; '.join(parts)}. Its weights would see other "
+            "tokens than they were trained on; take the tokenizer that was published with them"
+        )

@@ -1,0 +1,84 @@
+"""What Vision Mamba and VideoMamba share: two scans between one input and one output projection, and patches."""
+
+import math
+import re
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longseq.errors import CheckpointError
+from longseq.pretrained._renames import Renaming, Rules, Weights, count, find
+
+# Means and standard deviations of ImageNet, which both were trained with.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_MIXER = r"(?:visual_encoder\.)?layers\.(\d+)\.mixer\."
+RULES: Rules = (
+    (_MIXER + r"(in_proj|out_proj)\.(weight|bias)", r"backbone.blocks.\1.mixer.\2.\3"),
+    (_MIXER + r"A_log", r"backbone.blocks.\1.mixer.forward_ssm.A_log"),
+    (_MIXER + r"A_b_log", r"backbone.blocks.\1.mixer.reverse_ssm.A_log"),
+    (_MIXER + r"D", r"backbone.blocks.\1.mixer.forward_ssm.D"),
+    (_MIXER + r"D_b", r"backbone.blocks.\1.mixer.reverse_ssm.D"),
+    (_MIXER + r"(conv1d|x_proj|dt_proj)\.(weight|bias)", r"backbone.blocks.\1.mixer.forward_ssm.\2.\3"),
+    (_MIXER + r"(conv1d|x_proj|dt_proj)_b\.(weight|bias)", r"backbone.blocks.\1.mixer.reverse_ssm.\2.\3"),
+    (r"layers\.(\d+)\.norm\.weight", r"backbone.blocks.\1.norm1.weight"),
+    (r"norm_f\.weight", "backbone.final_norm.weight"),
+    (r"patch_embed\.proj\.(weight|bias)", r"embedding.projection.\1"),
+    (r"cls_token", "embedding.class_vector"),
+    (r"pos_embed", "embedding.space_positions"),
+    (r"temporal_pos_embedding", "embedding.time_positions"),
+    (r"head\.(weight|bias)", r"head.projection.\1"),
+)
+
+
+def has_two_scans(keys: Collection[str]) -> bool:
+    """Whether the layers hold a second scan beside the first."""
+    return any(re.search(r"layers\.\d+\.mixer\.A_b_log$", key) for key in keys)
+
+
+def backbone_config(weights: Weights) -> dict[str, Any]:
+    """Sizes from the tensors, since the files come without a config."""
+    A_EN, in_proj = (
+        find(weights, r"mixer\.A_b_log", "second scan"),
+        find(weights, r"mixer\.in_proj\.weight", "input projection"),
+    )
+    d_model = in_proj.shape[1]
+    return {
+        "name": "caduceus",
+        "rcps": False,
+        "d_model": d_model,
+        "n_layers": count(weights, r"layers\.(\d+)\.mixer\."),
+        "d_state": A_EN.shape[1],
+        "d_conv": find(weights, r"conv1d\.weight", "convolution").shape[-1],
+        "expand": A_EN.shape[0] // d_model,
+        "dt_rank": find(weights, r"dt_proj\.weight", "step sizes' projection").shape[1],
+    }
+
+
+def grid_side(pos_embed: Tensor) -> int:
+    """Patches along a side, from a table of positions with one row more for the class token.
+
+    Raises:
+        CheckpointError: if they form no square.
+    """
+    side = math.isqrt(pos_embed.shape[1] - 1)
+    if side * side != pos_embed.shape[1] - 1:
+        raise CheckpointError(f"pos_embed has {pos_embed.shape[1]} rows, expected a square number of patches and a class token")
+    return side
+
+
+def split_positions(renaming: Renaming, class_place: int) -> None:
+    """The class token's position goes into its vector; patches lie in a plane, as rows of a linear map's weight."""
+    tensors = renaming.tensors
+    for name in ("embedding.projection.weight", "embedding.space_positions", "embedding.class_vector"):
+        if name not in tensors:
+            raise CheckpointError(
+                f"the checkpoint has no tensor for {name}: expected patch_embed.proj, pos_embed and cls_token"
+            )
+    table_LD = tensors["embedding.space_positions"][0]
+    side = grid_side(tensors["embedding.space_positions"])
+    tensors["embedding.class_vector"] = tensors["embedding.class_vector"].flatten() + table_LD[class_place]
+    patches_LD = torch.cat([table_LD[:class_place], table_LD[class_place + 1 :]])
+    tensors["embedding.space_positions"] = patches_LD.unflatten(0, (side, side))
+    tensors["embedding.projection.weight"] = tensors["embedding.projection.weight"].flatten(1)

@@ -1,0 +1,144 @@
+"""Tensors of safetensors files and of PyTorch pickles, without running what a pickle asks to run."""
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longseq.checkpoint import load_weights
+from longseq.errors import CheckpointError
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+# Containers that training scripts wrap a state dict in.
+_CONTAINERS = ("state_dict", "model", "model_state_dict", "module")
+# Hyperparameters that trainers save beside the weights: objects of these take no part, and stand-ins replace them.
+_BYSTANDERS = re.compile(
+    r"(omegaconf|pytorch_lightning|lightning|lightning_fabric|argparse|pathlib)\..+|typing\.Any|collections\.defaultdict"
+    r"|(builtins|__builtin__)\.(dict|list|tuple|set|int|float|str|bool|bytes|NoneType)"
+)
+
+
+class StandIn:
+    """Takes the place of an object in a checkpoint's hyperparameters; it keeps nothing and does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "StandIn":
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold its weights: safetensors before pickles, whole before sharded.
+
+    Raises:
+        CheckpointError: if there are none, or several that could be meant.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin", "weights.ckpt"):
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return [folder / name]
+        if index.is_file():
+            return _shards(index)
+    for suffixes in ((".safetensors",), PICKLES):
+        files = sorted(path for path in folder.iterdir() if path.suffix in suffixes and path.name != "training_args.bin")
+        if len(files) == 1:
+            return files
+        if files:
+            names = ", ".join(path.name for path in files[:5])
+            raise CheckpointError(f"{folder} holds several checkpoints ({names}): give the path of one of them")
+    raise CheckpointError(
+        f"{folder} holds no weights: expected model.safetensors, pytorch_model.bin, weights.ckpt or one file of {PICKLES}"
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is not an index of shards: {error}") from None
+    outside = [name for name in names if Path(name).name != name]
+    absent = [name for name in names if name not in outside and not (index.parent / name).is_file()]
+    if outside:
+        raise CheckpointError(f"{index} points outside its folder ({outside[0]}), which is refused")
+    if absent:
+        raise CheckpointError(f"{index.parent} lacks {len(absent)} of {len(names)} shards, {absent[0]} first: fetch them")
+    return [index.parent / name for name in names]
+
+
+def read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
+    """All tensors of one or more files.
+
+    Raises:
+        CheckpointError: if a file is truncated, corrupted, wants to run code, or holds no tensors.
+    """
+    weights: dict[str, Tensor] = {}
+    for path in files:
+        weights |= load_weights(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    broken = [name for name, tensor in weights.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
+    if broken:
+        raise CheckpointError(
+            f"{files[0].parent}: {len(broken)} tensors hold NaN or infinity, {broken[0]} first: the file is damaged, or the "
+            "training that wrote it had diverged"
+        )
+    return weights
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    if path.suffix not in PICKLES:
+        raise CheckpointError(f"{path} is neither safetensors nor one of {', '.join(PICKLES)}")
+    try:
+        with torch.serialization.safe_globals(_stand_ins(path)):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _refusal(path, str(error)) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        first = str(error).split("\n", 1)[0]
+        raise CheckpointError(f"{path} is truncated or corrupted ({path.stat().st_size} bytes): {first}") from None
+    return _state_dict(content, path)
+
+
+def _stand_ins(path: Path) -> list[Any]:
+    # Only the newer, zipped pickles can be asked beforehand; nothing is imported for the answer.
+    if not zipfile.is_zipfile(path):
+        return []
+    try:
+        wanted = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except (RuntimeError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+        # Whatever is wrong with the file is said when it is read.
+        return []
+    return [(StandIn, name) for name in wanted if _BYSTANDERS.fullmatch(name)]
+
+
+def _refusal(path: Path, error: str) -> CheckpointError:
+    found = re.search(r"GLOBAL (\S+)|Unsupported (?:class|global|operand)[^.]*", error)
+    if found is None:
+        return CheckpointError(f"{path} is truncated or corrupted ({path.stat().st_size} bytes): it is no PyTorch file")
+    what = found.group(1) or found.group(0)
+    return CheckpointError(
+        f"{path} was refused: beside tensors its pickle asks for {what}, and loading it would run code. If you trust its "
+        "author, open it on a machine that you can spare, save its tensors with safetensors.torch.save_file, and load those"
+    )
+
+
+def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    for name in _CONTAINERS:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+            break
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a dict of tensors (a state dict)")
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        keys = ", ".join(map(str, list(content)[:5])) or "nothing"
+        raise CheckpointError(f"{path} holds no tensors; found {keys}")
+    return tensors

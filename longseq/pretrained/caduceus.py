@@ -1,0 +1,122 @@
+"""Caduceus: Ph (one strand) and PS (both strands, equivariant to the reverse complement)."""
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+from longseq.errors import CheckpointError
+from longseq.pretrained._formats import PretrainedInfo
+from longseq.pretrained._renames import (
+    Config,
+    Options,
+    Renaming,
+    Weights,
+    find,
+    is_tied,
+    need,
+    rename_keys,
+    require,
+    vocabulary,
+)
+
+CHECKPOINTS = tuple(
+    PretrainedInfo(f"kuleshov-group/caduceus-{kind}_seqlen-{rest}", "caduceus", "dna", length=length)
+    for kind in ("ph", "ps")
+    for rest, length in (
+        ("131k_d_model-256_n_layer-16", 131072),
+        ("1k_d_model-118_n_layer-4_lr-8e-3", 1024),
+        ("1k_d_model-256_n_layer-4_lr-8e-3", 1024),
+    )
+)
+OPTIONS: Options = {}
+_NAMES = ("[CLS]", "[SEP]", "[BOS]", "[MASK]", "[PAD]", "[RESERVED]", "[UNK]", "A", "C", "G", "T", "N")
+TOKENS = {token: i for i, token in enumerate(_NAMES)}
+
+_PREFIX = r"(?:caduceus\.)?backbone\."
+_LAYER = _PREFIX + r"layers\.(\d+)\."
+_MIXER = _LAYER + r"mixer\.(?:submodule\.)?"
+_HEAD = r"lm_head\.(?:lm_head\.)?weight"
+
+
+def matches(config: Config, keys: Collection[str]) -> bool:
+    """Its layers hold two Mamba layers each."""
+    del config
+    return any(re.search(r"layers\.\d+\.mixer\.(submodule\.)?mamba_fwd\.", key) for key in keys)
+
+
+def model_config(config: Config, weights: Weights, options: Options) -> dict[str, Any]:
+    """Sizes, and the wiring of the published weights; the width of PS is that of both strands here."""
+    del options
+    _check(config, weights)
+    rcps, d_model = bool(need(config, "rcps")), need(config, "d_model")
+    embedding_VD = find(weights, r"word_embeddings\.(embedding\.)?weight", "token embedding")
+    rows = vocabulary(embedding_VD, need(config, "vocab_size"), config.get("pad_vocab_size_multiple", 8))
+    layer = config.get("ssm_cfg") or {}
+    backbone = {
+        "name": "caduceus",
+        "d_model": 2 * d_model if rcps else d_model,
+        "n_layers": need(config, "n_layer"),
+        "rcps": rcps,
+        **{key: layer[key] for key in ("d_state", "d_conv", "expand", "dt_rank") if key in layer},
+        "norm_eps": config.get("norm_epsilon", 1e-5),
+    }
+    if not rcps:
+        head = {"name": "token", "n_outputs": rows, "tie": is_tied(embedding_VD, weights, _HEAD, True)}
+        return {"embedding": {"name": "token", "vocab_size": rows}, "backbone": backbone, "head": head}
+    complement = _complement(config, rows)
+    return {
+        "embedding": {"name": "strand", "vocab_size": rows, "complement": complement},
+        "backbone": backbone,
+        "head": {"name": "strand_token", "n_outputs": rows, "complement": complement},
+    }
+
+
+def _check(config: Config, weights: Weights) -> None:
+    why = "that variant was not published, and is another network"
+    require(config, "bidirectional", (True,), why)
+    require(config, "bidirectional_strategy", ("add", None), why)
+    require(config, "bidirectional_weight_tie", (True,), why)
+    require(config, "rms_norm", (True,), why)
+    layer = config.get("ssm_cfg") or {}
+    require(layer, "bias", (False,), why)
+    require(layer, "conv_bias", (True,), why)
+    unfused = any(re.search(r"layers\.\d+\.norm\.submodule\.", name) for name in weights)
+    if config.get("rcps") and (unfused or config.get("fused_add_norm", True) is False):
+        raise CheckpointError(
+            "this PS checkpoint was trained with fused_add_norm=false, where the strands do not change places between the "
+            "layers; only the wiring of the published checkpoints (fused_add_norm=true) is built"
+        )
+
+
+def _complement(config: Config, rows: int) -> list[int]:
+    published = {int(token): int(other) for token, other in need(config, "complement_map").items()}
+    complement = [published.get(token, token) for token in range(rows)]
+    if any(not 0 <= other < rows for other in complement) or any(complement[complement[i]] != i for i in range(rows)):
+        raise CheckpointError(f"config.json's complement_map is no pairing of {rows} tokens: {published}")
+    return complement
+
+
+def rename(weights: Weights, config: Config, options: Options) -> Renaming:
+    """The projections that both directions share stand once."""
+    del options
+    rules = [
+        (_PREFIX + r"embeddings\.word_embeddings\.embedding\.weight", "embedding.strand.embedding.weight"),
+        (_PREFIX + r"embeddings\.word_embeddings\.weight", "embedding.embedding.weight"),
+        (_LAYER + r"norm\.weight", r"backbone.blocks.\1.norm1.weight"),
+        (_MIXER + r"mamba_(?:fwd|rev)\.(in_proj|out_proj)\.weight", r"backbone.blocks.\1.mixer.\2.weight"),
+        (_MIXER + r"mamba_fwd\.(.+)", r"backbone.blocks.\1.mixer.forward_ssm.\2"),
+        (_MIXER + r"mamba_rev\.(.+)", r"backbone.blocks.\1.mixer.reverse_ssm.\2"),
+        (_PREFIX + r"norm_f\.weight", "backbone.final_norm.weight"),
+        (_HEAD, "head.projection.weight"),
+    ]
+    rcps = bool(config.get("rcps"))
+    if rcps:
+        rules = [(pattern, new.replace("backbone.", "backbone.inner.")) for pattern, new in rules]
+    renaming = rename_keys(weights, rules, [(r".*\.complement_map", "it stands in config.json")])
+    if rcps and "head.projection.weight" not in renaming.tensors and "embedding.strand.embedding.weight" in renaming.tensors:
+        source = renaming.sources["embedding.strand.embedding.weight"]
+        renaming.tensors["head.projection.weight"] = renaming.tensors["embedding.strand.embedding.weight"]
+        renaming.sources["head.projection.weight"] = source
+    if rcps:
+        renaming.notes.append("the head of a PS model starts with the embedding's matrix and is trained apart from it")
+    return renaming
