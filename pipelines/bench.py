@@ -1,6 +1,7 @@
 """Time operators and backbones on this machine, beside whatever peers are installed.
 
-usage: longseq bench [ops|backbones|step] [trainer=auto|cpu|gpu] [name=PATTERN] [lengths=1024,4096] [d_model=256] [output=bench.csv]
+usage: longseq bench [ops|backbones|step] [trainer=auto|cpu|gpu] [name=PATTERN] [lengths=1024,4096] [d_model=256]
+                     [output=bench.csv]
 
   ops         every operator forward and forward + backward, and Mamba beside transformers' own
   backbones   every backbone's forward pass over growing lengths, with the fitted exponent of its cost
@@ -13,6 +14,7 @@ import csv
 import fnmatch
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +231,8 @@ def bench_mamba(options: Options, length: int, device: str) -> Iterator[Timing]:
         except ImportError:
             return
         config = MambaConfig(hidden_size=options.d_model, num_hidden_layers=4, vocab_size=16, use_mambapy=False)
-        peer = MambaModel(config).to(device).eval()
+        peer: Any = MambaModel(config).eval()
+        peer.to(device)
         theirs = median_ms(lambda: peer(inputs_embeds=x, use_cache=False), device, 3.0)
     yield Timing("mamba", size, "transformers", theirs, note=f"{theirs / mine:.1f} times longseq's")
 
@@ -245,13 +248,13 @@ def bench_backbones(options: Options, device: str) -> Iterator[Timing]:
     lengths = lengths_of(options)
     for name in list_backbones(options.name):
         known = backbone_info(name).options()
-        extra = {"max_length": max(lengths)} if "max_length" in known else {}
+        extra: dict[str, Any] = {"max_length": max(lengths)} if "max_length" in known else {}
         model = create_backbone(name, d_model=options.d_model, n_layers=2, **extra).to(device).eval()
         logs = []
         for i, length in enumerate(lengths):
             x = torch.randn(1, length, options.d_model, device=device)
             with torch.no_grad():
-                spent = median_ms(lambda x=x: model(x), device)  # type: ignore[misc]
+                spent = median_ms(partial(model, x), device)
             logs.append((math.log(length), math.log(spent)))
             note = f"exponent {exponent(logs):.2f}, claims {backbone_info(name).cost}" if i == len(lengths) - 1 > 0 else ""
             yield Timing(name, f"B1 L{length} D{options.d_model} 2 layers", "longseq", spent, note=note)
@@ -283,7 +286,7 @@ def bench_step(options: Options, device: str) -> Iterator[Timing]:
             with torch.no_grad():
                 _, state = model.forward_chunk(torch.randn(1, position, options.d_model, device=device), model.init_state(1))
                 x = torch.randn(1, options.d_model, device=device)
-                spent = median_ms(lambda x=x, state=state: model.step(x, state), device)  # type: ignore[misc]
+                spent = median_ms(partial(model.step, x, state), device)
             note = "" if first is None else f"{spent / first:.2f} times the first"
             first = first or spent
             yield Timing(name, f"position {position}", "longseq", spent, note=note)
@@ -293,7 +296,8 @@ def show(timing: Timing) -> str:
     """One line for the console."""
     backward = "" if timing.backward_ms != timing.backward_ms else f"  fwd+bwd {timing.backward_ms:9.2f} ms"
     memory = f"  {timing.memory_mib:8.0f} MiB" if timing.memory_mib else ""
-    return f"{timing.what:<17}{timing.size:<26}{timing.implementation:<13}{timing.forward_ms:9.2f} ms{backward}{memory}  {timing.note}"
+    name = f"{timing.what:<17}{timing.size:<26}{timing.implementation:<13}"
+    return f"{name}{timing.forward_ms:9.2f} ms{backward}{memory}  {timing.note}"
 
 
 def write(results: list[Timing], path: Path) -> None:

@@ -72,7 +72,8 @@ def worst_errors(rows: PixelRows, predictions: pd.DataFrame) -> list[Section]:
     pictures = []
     for i in order.tolist():
         row = predictions.iloc[i]
-        text = f"{row['label']} → {row['prediction']} ({row[f'p_{row['prediction']}']:.0%})"
+        said = str(row["prediction"])
+        text = f"{row['label']} → {said} ({float(row[f'p_{said}']):.0%})"
         pictures.append(picture(show(rows.pixels(i)), text, title=str(row.iloc[0])))
     caption = "Label → prediction (its probability), the most confident mistakes first. The tooltip names the file."
     return [Section("Worst errors", html=gallery(pictures), caption=caption, wide=True)]

@@ -50,8 +50,8 @@ class MambaMixer(SelectiveSSM, Mixer):
     Cost: O(L d_model (d_model + d_state)) time, O(L d_model) memory; a step costs the same at every position.
 
     Paper: https://arxiv.org/abs/2312.00752, section 3; the norms of `bcdt_norm`: https://arxiv.org/abs/2410.05355, section 2.
-    Unlike the authors' code, padding and packed documents do not
-    leak, the state is float32 also in streaming, and chunks of any size can be chained.
+    Unlike the authors' code, padding and packed documents do not leak, the state is float32 also in streaming, and chunks
+    of any size can be chained.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class MambaMixer(SelectiveSSM, Mixer):
         if not self.bcdt_norm:
             return super()._select(x)
         low_rank, B, C = (
-            F.rms_norm(part.float(), part.shape[-1:], eps=self.bcdt_norm_eps)
+            F.rms_norm(part.to(torch.promote_types(part.dtype, torch.float32)), part.shape[-1:], eps=self.bcdt_norm_eps)
             for part in self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         )
         # As without the norms, step sizes are not rounded to 16 bits.

@@ -92,9 +92,12 @@ class SaShiMi(Backbone):
         if not all(m.causal and m.can_step for m in mixers):
             raise ValueError(f"mixer={mixer!r} sees the future: pooled resolutions with a shift need a causal mixer")
         self.state_grows = any(m.state_grows for m in mixers)
-        # The full resolution is the longest.
+        # Rows are filled up to whole pools, which counts at the full resolution.
         limits = [m.max_length for m in mixers if m.max_length is not None]
-        self.max_length = min(limits) if limits else None
+        whole = math.prod(self.pool)
+        self.max_length = min(limits) // whole * whole if limits else None
+        if self.max_length == 0:
+            raise ValueError(f"mixer_options.max_length={min(limits)} must be at least {whole}, the product of pool={list(pool)}")
 
     def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None, segment_ids_BL: Tensor | None = None) -> Tensor:
         self.check_input(x_BLD, mask_BL, segment_ids_BL)

@@ -61,9 +61,7 @@ def load_pretrained(
     try:
         model = build_model(config)
     except ValueError as error:
-        raise CheckpointError(
-            f"{checkpoint.name}: its config does not describe a network that can be built: {error}"
-        ) from error
+        raise CheckpointError(f"{checkpoint.name}: its config describes no network that can be built: {error}") from error
     renaming = chosen.rename(weights, checkpoint.config, own)
     report = KeyReport(checkpoint.name, name, dropped=renaming.dropped, notes=renaming.notes)
     if head is not None:
@@ -142,9 +140,7 @@ def _place_absent(
 
 def _check_vocabulary(checkpoint: Checkpoint, chosen: Format, name: str) -> None:
     found, expected = checkpoint.vocabulary, chosen.TOKENS
-    wrong = [
-        f"{token} is {found[token]} instead of {i}" for token, i in expected.items() if token in found and found[token] != i
-    ]
+    wrong = [f"{token} is {found[token]} instead of {i}" for token, i in expected.items() if found.get(token, i) != i]
     absent = [token for token in expected if found and token not in found]
     if wrong or absent:
         parts = wrong[:4] + ([f"no {', '.join(absent[:4])}"] if absent else [])

@@ -50,7 +50,7 @@ class RobertaEmbedding(TokenEmbedding):
         exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
         if not exporting and ids_BL.shape[1] > self.max_length:
             raise ValueError(
-                f"sequence of {ids_BL.shape[1]} tokens is longer than the {self.max_length} positions of this checkpoint: crop it"
+                f"sequence of {ids_BL.shape[1]} tokens is longer than the checkpoint's {self.max_length} positions: crop it"
             )
         real_BL = ids_BL != self.pad_id if mask_BL is None else mask_BL
         place_BL = real_BL.long().cumsum(1) * real_BL + self.pad_id
@@ -103,9 +103,8 @@ class FirstTokenHead(nn.Module):
 
 def register_modules() -> None:
     """Makes them known to `build_model`, and the vision front ends with them."""
-    for known, added in (
-        (EMBEDDINGS, {"roberta": RobertaEmbedding, **VISION_EMBEDDINGS}),
-        (HEADS, {"masked_token": MaskedTokenHead, "first_token": FirstTokenHead, **VISION_HEADS}),
-    ):
+    embeddings: dict[str, type[nn.Module]] = {"roberta": RobertaEmbedding, **VISION_EMBEDDINGS}
+    heads: dict[str, type[nn.Module]] = {"masked_token": MaskedTokenHead, "first_token": FirstTokenHead, **VISION_HEADS}
+    for known, added in ((EMBEDDINGS, embeddings), (HEADS, heads)):
         for name, module in added.items():
             known.setdefault(name, module)

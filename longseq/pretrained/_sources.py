@@ -78,16 +78,11 @@ def _vocabulary(folder: Path) -> dict[str, int]:
     """Token -> id from a tokenizer.json, that of `tokenizers` or our own, or from a vocab.json."""
     content = _read_json(folder / "tokenizer.json")
     model = content.get("model")
-    found = (
-        content.get("vocab") or (model.get("vocab") if isinstance(model, dict) else None) or _read_json(folder / "vocab.json")
-    )
+    inner = model.get("vocab") if isinstance(model, dict) else None
+    found = content.get("vocab") or inner or _read_json(folder / "vocab.json")
     ids = {str(token): i for token, i in found.items() if isinstance(i, int)} if isinstance(found, dict) else {}
-    added = content.get("added_tokens") or []
-    return ids | {
-        str(token["content"]): int(token["id"])
-        for token in added
-        if isinstance(token, dict) and {"content", "id"} <= set(token)
-    }
+    added = [token for token in content.get("added_tokens") or [] if isinstance(token, dict)]
+    return ids | {str(token["content"]): int(token["id"]) for token in added if "content" in token and "id" in token}
 
 
 def _download(repository: str, file: str | None, revision: str | None) -> Path:

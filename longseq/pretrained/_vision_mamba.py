@@ -73,9 +73,7 @@ def split_positions(renaming: Renaming, class_place: int) -> None:
     tensors = renaming.tensors
     for name in ("embedding.projection.weight", "embedding.space_positions", "embedding.class_vector"):
         if name not in tensors:
-            raise CheckpointError(
-                f"the checkpoint has no tensor for {name}: expected patch_embed.proj, pos_embed and cls_token"
-            )
+            raise CheckpointError(f"the checkpoint lacks {name}: expected patch_embed.proj, pos_embed and cls_token")
     table_LD = tensors["embedding.space_positions"][0]
     side = grid_side(tensors["embedding.space_positions"])
     tensors["embedding.class_vector"] = tensors["embedding.class_vector"].flatten() + table_LD[class_place]

@@ -79,9 +79,7 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
 def _windows(published: int | list[int], n_layers: int) -> list[int]:
     windows = [published] * n_layers if isinstance(published, int) else list(published)
     if len(windows) != n_layers or any(window < 2 or window % 2 for window in windows):
-        raise CheckpointError(
-            f"config.json has attention_window={published}: expected an even number for each of {n_layers} layers"
-        )
+        raise CheckpointError(f"config.json has attention_window={published}: expected {n_layers} even numbers, one per layer")
     return [window // 2 for window in windows]
 
 

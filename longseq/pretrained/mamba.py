@@ -67,7 +67,7 @@ def original_options(config: Config, layer: str) -> dict[str, Any]:
     require(config, "d_intermediate", (0, None), "networks with MLPs between the layers are not built")
     if config.get("attn_layer_idx"):
         raise CheckpointError(
-            f"config.json has attention in the layers {config['attn_layer_idx']}: hybrids of the authors' package are not loaded"
+            f"config.json has attention in the layers {config['attn_layer_idx']}: hybrids with attention are not loaded"
         )
     published = dict(config.get("ssm_cfg") or {})
     require({"layer": published.pop("layer", "Mamba1")}, "layer", (layer,), "the config and the weights differ in kind")

@@ -70,8 +70,8 @@ def _port_options(config: Config) -> dict[str, Any]:
     require(config, "hidden_act", ("silu", "swish"), "another activation is another network")
     # One option for both kinds of norms reaches the layers' own alone, so another value than the default cannot be built.
     require(config, "layer_norm_epsilon", (1e-5,), "the norms between the layers are built with 1e-5")
-    low, high = config.get("time_step_limit", (0.0, math.inf))
-    if float(low) > 0.0 or float(high) != math.inf:
+    low, high = (_number(limit) for limit in config.get("time_step_limit", (0.0, math.inf)))
+    if low > 0.0 or high != math.inf:
         raise CheckpointError(f"config.json has time_step_limit=({low}, {high}): step sizes are not clamped here")
     return {
         "d_state": need(config, "state_size"),
@@ -82,6 +82,11 @@ def _port_options(config: Config) -> dict[str, Any]:
         "bias": config.get("use_bias", False),
         "conv_bias": config.get("use_conv_bias", True),
     }
+
+
+def _number(limit: Any) -> float:
+    # JSON has no infinity, so newer files spell it as an object.
+    return float(limit["__float__"] if isinstance(limit, dict) else limit)
 
 
 def rename(weights: Weights, config: Config, options: Options) -> Renaming:

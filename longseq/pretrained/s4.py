@@ -4,7 +4,6 @@ These files come without a config: sizes are read from the tensors. What those d
 (`exp`, or `softplus` for later runs), `prenorm`, and the backbone's own, such as `discretization` for S4D.
 """
 
-import math
 import re
 from collections.abc import Collection
 from typing import Any
@@ -137,14 +136,13 @@ def _kernel_length(weights: Weights, layer: int) -> int:
 def _convert(renaming: Renaming, mixer: str, length: int, dt_transform: str) -> None:
     """One layer's tensors in our shapes, with C as it is without a kernel length."""
     tensors = renaming.tensors
-    known = [name for name in ("log_dt", "log_A_real", "A_imag", "C", "D") if mixer + name not in tensors]
-    if known:
-        raise CheckpointError(f"the checkpoint lacks {', '.join(known)} of the layer {mixer.split('.')[2]}")
+    absent = [name for name in ("log_dt", "log_A_real", "A_imag", "C", "D") if mixer + name not in tensors]
+    if absent:
+        raise CheckpointError(f"the checkpoint lacks {', '.join(absent)} of the layer {mixer.split('.')[2]}")
     dt = tensors[mixer + "log_dt"]
     if dt.ndim == 2 and dt.shape[1] != 1:
-        raise CheckpointError(
-            f"{renaming.sources[mixer + 'log_dt']} {tuple(dt.shape)}: step sizes that differ by state are not built"
-        )
+        name = renaming.sources[mixer + "log_dt"]
+        raise CheckpointError(f"{name} {tuple(dt.shape)}: expected one step size per channel, (d_model, 1)")
     if dt_transform not in ("exp", "softplus"):
         raise CheckpointError(f"dt_transform must be exp or softplus, found {dt_transform!r}")
     log_dt = dt.flatten().double()
@@ -205,5 +203,5 @@ def _move_second_direction(tensors: dict[str, Tensor], mixer: str) -> None:
     now_D = 2 * (C_DN * B_DN).real.sum(1)
     tensors[mixer + "C"] = torch.stack([tensors[mixer + "C"][0].double(), torch.view_as_real(C_DN)])
     tensors[mixer + "D"] = tensors[mixer + "D"].double() - now_D
-    if not math.isfinite(float(now_D.abs().max())):
+    if not bool(now_D.isfinite().all()):
         raise CheckpointError(f"the second direction of layer {mixer.split('.')[2]} decays too fast to be represented")
