@@ -4,6 +4,7 @@ Shape letters: B batch, L length, D width. `mask_BL` is bool with True at real p
 are equal for positions of one packed document, and documents packed in one row do not see each other.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, cast
@@ -122,8 +123,22 @@ def state_tensors(state: State) -> list[Tensor]:
 
 def state_bytes(state: State) -> int:
     """Memory that a state takes, in bytes; what is expanded over the batch counts once."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state_tensors(state)}
-    return sum(storages.values())
+    return sum(_own_bytes(tensor) for tensor in state_tensors(state))
+
+
+def _own_bytes(tensor: Tensor) -> int:
+    sizes = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride != 0)
+    return math.prod(sizes) * tensor.element_size()
+
+
+def without_views(state: State) -> State:
+    """The same state in memory of its own: a slice of a chunk's tensor would keep the whole chunk alive."""
+    if isinstance(state, Tensor):
+        is_slice = state.untyped_storage().nbytes() > 2 * _own_bytes(state)
+        return state.clone() if is_slice else state
+    if isinstance(state, dict):
+        return {key: without_views(child) for key, child in state.items()}
+    return state if state is None else [without_views(child) for child in state]
 
 
 def zero_padding(x_BLD: Tensor, mask_BL: Tensor | None) -> Tensor:
@@ -260,7 +275,8 @@ class Stack(Backbone):
         for block, block_state in zip(self.layers(), state, strict=True):
             x_BLD, block_state = block.forward_chunk(x_BLD, block_state, mask_BL)
             new_state.append(block_state)
-        return zero_padding(self.final_norm(x_BLD), mask_BL), new_state
+        y_BLD = zero_padding(self.final_norm(x_BLD), mask_BL)
+        return y_BLD, new_state if torch.compiler.is_compiling() else without_views(new_state)
 
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         if not self.can_step:

@@ -1,4 +1,4 @@
-"""Front ends for images and videos: raw pixels in, `(B, L, D)` and its mask out. Torch alone, so that they export with the model.
+"""Front ends for images and videos: pixels in, `(B, L, D)` and its mask out. Torch alone, so that they export with the model.
 
 Pixels are floats between 0 and 1, or unsigned bytes; NaN marks hidden ones. Normalisation is part of the embedding, so that a
 saved model needs no transform beside it. Shape letters beyond the usual: H height, W width, T frames, P values of one cell.
@@ -20,8 +20,8 @@ POSITIONS = ("learned", "sincos", "none")
 class CellEmbedding(nn.Module):
     """Cuts a video into equal cells and maps each to the model's width: what pixels, patches and tubelets have in common.
 
-    `x_i = W normalise(cell_i) + space_(row, column) + time_frame`, in raster order, frame by frame. Cells that hold NaN are hidden:
-    a learned vector stands in for `W normalise(cell_i)`, and their place is still told.
+    `x_i = W normalise(cell_i) + space_(row, column) + time_frame`, in raster order, frame by frame. Cells that hold NaN are
+    hidden: a learned vector stands in for `W normalise(cell_i)`, and their place is still told.
 
     Args:
         d_model: width out.
@@ -40,8 +40,8 @@ class CellEmbedding(nn.Module):
 
     Cost: O(L P D), and the interpolation of L D numbers where the input's grid is another.
 
-    Paper: ViT, https://arxiv.org/abs/2010.11929, section 3.1; space and time apart as in VideoMamba,
-    https://arxiv.org/abs/2403.06977, equation 6; the middle class token is Vision Mamba's, https://arxiv.org/abs/2401.09417, table 6.
+    Paper: ViT, https://arxiv.org/abs/2010.11929, section 3.1; tables of space and time apart as in VideoMamba,
+    https://arxiv.org/abs/2403.06977; the middle class token is Vision Mamba's, https://arxiv.org/abs/2401.09417.
     """
 
     mean: Tensor
@@ -122,7 +122,9 @@ class CellEmbedding(nn.Module):
         x = x.unsqueeze(1) if x.ndim == 4 else x
         # Before the statistics, which would be broadcast.
         if x.ndim != 5 or x.shape[2] != self.n_channels:
-            raise ValueError(f"pixels must be (batch, [frames,] {self.n_channels} channels, height, width), found {tuple(x.shape)}")
+            raise ValueError(
+                f"pixels must be (batch, [frames,] {self.n_channels} channels, height, width), found {tuple(x.shape)}"
+            )
         cells_BLP, grid = self.cells(self.normalize(x))
         mask_BL = self._cell_mask(mask_BL, x.shape[1], grid)
         if self.mask_vector is not None:
@@ -201,8 +203,8 @@ class PixelEmbedding(CellEmbedding):
             return x_BLD
         if x_BLD.shape[1] != self.permutation.shape[0]:
             raise ValueError(
-                f"the permutation is over {self.permutation.shape[0]} pixels, found an image of {x_BLD.shape[1]}: give images of "
-                f"{self.grid[1]} x {self.grid[2]}"
+                f"the permutation is over {self.permutation.shape[0]} pixels, found an image of {x_BLD.shape[1]}: give images "
+                f"of {self.grid[1]} x {self.grid[2]}"
             )
         return x_BLD[:, self.permutation]
 
@@ -252,7 +254,7 @@ class ClassTokenHead(nn.Module):
         place: where the embedding put the token: `front`, `middle` or `end`.
         dropout: on its vector.
 
-    Paper: Vision Mamba, https://arxiv.org/abs/2401.09417, section 4.4 (middle).
+    Paper: Vision Mamba, https://arxiv.org/abs/2401.09417 (in the middle, its ablation of classification designs).
     """
 
     def __init__(self, d_model: int, *, n_outputs: int, place: str, dropout: float = 0.0) -> None:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from longseq.domains.audio.rows import ClipRows
+from longseq.domains.audio.targets import Labelled
 from longseq.domains.audio.tokenizer import LEVELS, mulaw_encode
+from longseq.domains.base import Row
+from longseq.domains.tasks import Task
 from longseq.embeddings_audio import MFCCEmbedding
 
 N_MFCC, SEGMENTS = 20, 8
@@ -170,6 +173,48 @@ def chances(levels: np.ndarray, tables: Sequence[tuple[int, np.ndarray]], weight
         known = chance[order - 1 :]
         chance[order - 1 :] = (seen + weight * known) / (total + weight)
     return chance
+
+
+def score_baselines(rows: Mapping[str, ClipRows], labelled: Labelled, task: Task) -> dict[str, Row]:
+    """Every baseline that a task has, scored on test by the task's own metrics.
+
+    Args:
+        rows: of train, val and test.
+        labelled: their labels.
+        task: the model's.
+    """
+    if task.name == "lm":
+        return {name: {**language_scores(bits)} for name, bits in markov_bits(rows["train"], rows["test"]).items()}
+    if task.name == "ctc":
+        return {"commonest transcript": text_scores(labelled, task)}
+    if task.name == "frames":
+        return {"majority": {**frame_scores(rows, len(labelled.labels), task)}}
+    arrays = labelled.arrays
+    known = [(rows[name], arrays[name]) for name in ("train", "val")]
+    labels, n = np.concatenate([array for _, array in known]), len(labelled.labels)
+    name = "mean" if task.name == "regression" else "majority"
+    found = {
+        name: constant_predictions(task.name, labels, len(rows["test"]), n),
+        "MFCC + SVM": svm_predictions(task.name, known, rows["test"], n),
+    }
+    truth = torch.from_numpy(arrays["test"])
+    return {name: {**task.score_predictions(torch.from_numpy(p).float(), truth)} for name, p in found.items()}
+
+
+def text_scores(labelled: Labelled, task: Task) -> Row:
+    """The commonest transcript of train as the answer to every test clip."""
+    metrics = task.metrics()
+    metrics.update([commonest_text(labelled.texts["train"])] * len(labelled.texts["test"]), labelled.texts["test"])
+    return {name: float(value) for name, value in metrics.compute().items()}
+
+
+def frame_scores(rows: Mapping[str, ClipRows], n_labels: int, task: Task) -> dict[str, float]:
+    """The shares of train as the answer at every frame."""
+    frames = {name: [rows[name][i]["frames"] for i in range(len(rows[name]))] for name in ("train", "test")}
+    shares = np.bincount(np.concatenate(frames["train"]), minlength=n_labels) + 0.5
+    labels = torch.from_numpy(np.concatenate(frames["test"]))
+    predicted = torch.from_numpy(np.broadcast_to(shares / shares.sum(), (len(labels), len(shares))).copy())
+    return task.score_predictions(predicted.float().log()[None], labels[None])
 
 
 def language_scores(bits: float) -> dict[str, float]:

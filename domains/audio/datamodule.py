@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from longseq.backbone import Backbone
-from longseq.domains.audio import baselines, demo
+from longseq.domains.audio import demo
+from longseq.domains.audio.baselines import score_baselines
 from longseq.domains.audio.clips import Clips, cut_windows, open_clips
-from longseq.domains.audio.labels import Vocabulary, normalise, text_labels
+from longseq.domains.audio.labels import read_events
 from longseq.domains.audio.options import augmentation, check_task
 from longseq.domains.audio.rows import ClipRows, feature_statistics
 from longseq.domains.audio.sources import ReadOptions, Source, read_source
@@ -226,7 +227,9 @@ class AudioData(DomainData):
         parts = {name: self._open(name, source) for name, source in self.sources.items() if source is not None}
         if "val" not in parts or "test" not in parts:
             everything = parts["train"]
-            shares = {f"{name}_fraction": 0.0 if name in parts else share for name, share in self.fractions.items()}
+            shares: dict[str, Any] = {
+                f"{name}_fraction": 0.0 if name in parts else share for name, share in self.fractions.items()
+            }
             column = self.label_columns[0] if self.task_name == "classification" else None
             rows, rule = make_split(everything, **self.split_options, **shares, label_column=column, seed=self.seed)
             self.counts["split"] = rule
@@ -244,8 +247,6 @@ class AudioData(DomainData):
     def _open(self, name: str, source: Source) -> Clips:
         frame = read_source(source, self.read_options)
         if self.events is not None and self.task_name == "frames" and name != "predict":
-            from longseq.domains.audio.labels import read_events
-
             frame["events"] = read_events(self.events, frame)
         checked = open_clips(frame, on_bad=self.on_bad, decode=self.decode, decode_limit_s=DECODE_LIMIT_S)
         if checked.skipped:
@@ -373,7 +374,7 @@ class AudioData(DomainData):
                 "sampling rate, Hz": self.sample_rate_hz,
             }
             if speaker is not None:
-                facts["speakers"] = int(clips.frame[speaker].nunique())
+                facts["speakers"] = len(set(clips.frame[speaker]))
             if self.labelled is not None and self.task_name == "classification" and name in self.labelled.arrays:
                 counts = np.bincount(self.labelled.arrays[name], minlength=len(self.labelled.labels))
                 facts["labels"] = dict(zip(self.labelled.labels, counts.tolist(), strict=True))
@@ -389,43 +390,7 @@ class AudioData(DomainData):
         names["start_s"] = (clips.first[index] / clips.rate_hz[index]).round(4).tolist()
         return {**names, "duration_s": clips.seconds[index].round(4).tolist()}
 
-    # -- baselines
-
     def baselines(self, task: Task) -> dict[str, Row]:
         assert self.labelled is not None
-        if self.task_name == "lm":
-            bits = baselines.markov_bits(self.rows("train"), self.rows("test"))
-            return {name: baselines.language_scores(value) for name, value in bits.items()}
-        if self.task_name == "ctc":
-            return self._text_baselines(task, self.labelled.vocabulary)
-        if self.task_name == "frames":
-            return self._frame_baselines(task)
-        arrays = self.labelled.arrays
-        known = [(self.rows(name), arrays[name]) for name in ("train", "val")]
-        labels, n = np.concatenate([array for _, array in known]), len(self.labelled.labels)
-        found = {
-            "mean" if self.task_name == "regression" else "majority": baselines.constant_predictions(
-                self.task_name, labels, len(self.rows("test")), n
-            ),
-            "MFCC + SVM": baselines.svm_predictions(self.task_name, known, self.rows("test"), n),
-        }
-        truth = torch.from_numpy(arrays["test"])
-        return {name: task.score_predictions(torch.from_numpy(p).float(), truth) for name, p in found.items()}
-
-    def _text_baselines(self, task: Task, vocabulary: Vocabulary | None) -> dict[str, Row]:
-        texts = {
-            n: [normalise(t, lowercase=self.lowercase) for t in text_labels(self.clips[n], self.text_column)]
-            for n in ("train", "test")
-        }
-        metrics = task.metrics()
-        answer = baselines.commonest_text(texts["train"])
-        metrics.update([answer] * len(texts["test"]), texts["test"])
-        del vocabulary
-        return {"commonest transcript": {name: float(value) for name, value in metrics.compute().items()}}
-
-    def _frame_baselines(self, task: Task) -> dict[str, Row]:
-        frames = {n: [self.rows(n)[i]["frames"] for i in range(len(self.rows(n)))] for n in ("train", "test")}
-        shares = np.bincount(np.concatenate(frames["train"]), minlength=len(self.task_options()["labels"])) + 0.5
-        labels = torch.from_numpy(np.concatenate(frames["test"]))
-        predicted = torch.from_numpy(np.broadcast_to(shares / shares.sum(), (len(labels), len(shares))).copy())
-        return {"majority": task.score_predictions(predicted.float().log()[None], labels[None])}
+        rows = {name: self.rows(name) for name in ("train", "val", "test")}
+        return score_baselines(rows, self.labelled, task)

@@ -77,10 +77,10 @@ def mix_noise(wave: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.n
 
 
 def two_tones(i: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
-    """Three pairs of short tones with pauses of any length, each pair in the order that the class says."""
+    """Four pairs of short tones with pauses of any length, each pair in the order that the class says."""
     label = i % len(CLASSES)
     wave = np.zeros(RATE_HZ, dtype=np.float32)
-    pair_s, n_pairs = 0.08, 3
+    pair_s, n_pairs = 0.04, 4
     slack = rng.dirichlet(np.ones(n_pairs + 1)) * (1.0 - n_pairs * (pair_s + 0.1))
     for k in range(n_pairs):
         start = round(RATE_HZ * (slack[: k + 1].sum() + k * (pair_s + 0.1)))

@@ -56,7 +56,7 @@ def encode_classes(clips: Clips, column: str, names: Sequence[str]) -> np.ndarra
     codes = pd.Index(list(names)).get_indexer(pd.Index(labels))
     unknown = np.flatnonzero(codes < 0)
     if len(unknown):
-        raise absent(clips, int(unknown[0]), labels[unknown[0]], names)
+        raise absent(clips, int(unknown[0]), str(labels[unknown[0]]), names)
     return codes.astype(np.int64)
 
 
@@ -91,7 +91,7 @@ def numbers(clips: Clips, columns: Sequence[str]) -> np.ndarray:
     found = np.empty((len(clips), len(columns)), dtype=np.float32)
     for k, column in enumerate(columns):
         texts = text_labels(clips, column)
-        values = pd.to_numeric(pd.Series(texts), errors="coerce").to_numpy(float)
+        values = np.asarray(pd.to_numeric(pd.Series(texts), errors="coerce"), dtype=float)
         bad = np.flatnonzero(~np.isfinite(values))
         if len(bad):
             raise DataError(f"{clips.where(int(bad[0]))}: {texts[bad[0]]!r} in {column!r} is not a finite number")

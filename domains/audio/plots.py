@@ -42,7 +42,7 @@ def bits_per_sample(run: RunFiles) -> list[Section]:
 def det_curve(run: RunFiles, most: int = len(SERIES)) -> list[Section]:
     """False alarms against misses on normal-deviate axes: of the second of two classes, or of each class against the rest."""
     frame = run.predictions
-    if frame is None or "prediction" not in frame or "label" not in frame:
+    if frame is None or not {"prediction", "label"} <= set(frame) or not any(str(name).startswith("p_") for name in frame):
         return []
     scores = class_scores(frame)
     if scores is None:

@@ -149,7 +149,7 @@ def read_manifest(path: Path, options: ReadOptions) -> pd.DataFrame:
         raise DataError(f"{where[empty[0]]}: no path in column {column!r}")
     own = pd.DataFrame({"path": [folder / name for name in names], "where": where, "id": names})
     for name, source in (("start_s", options.start_column), ("duration_s", options.duration_column)):
-        own[name] = seconds(frame[source], where) if source in frame else np.nan
+        own[name] = seconds(pd.Series(frame[source]), where) if source in frame else np.nan
     rest = frame.drop(columns=[name for name in (column, *own.columns) if name in frame])
     return pd.concat([own, rest.reset_index(drop=True)], axis=1)
 
@@ -218,7 +218,7 @@ def seconds(values: pd.Series, where: Sequence[str]) -> np.ndarray:
         DataError: naming the line of what is no number of seconds.
     """
     texts = values.where(values.notna(), "").astype(str).str.strip()
-    numbers = pd.to_numeric(texts.where(texts != "", None), errors="coerce").to_numpy(float)
+    numbers = np.asarray(pd.to_numeric(texts.where(texts != "", None), errors="coerce"), dtype=float)
     bad = np.flatnonzero((np.isnan(numbers) & (texts != "").to_numpy()) | (numbers < 0))
     if len(bad):
         raise DataError(f"{where[bad[0]]}: {texts.iloc[bad[0]]!r} in {values.name!r} is no number of seconds")

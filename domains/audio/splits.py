@@ -104,8 +104,10 @@ def by_group(
     seed: int,
 ) -> tuple[Parts, str]:
     """Whole groups for each part: the named ones, else random ones until a part has its share of the rows."""
-    groups = clips.frame[find_column(clips.frame, column, clips.where(0), "data.group_column")].astype(str)
-    known = sorted(groups.unique())
+    groups = (
+        clips.frame[find_column(clips.frame, column, clips.where(0), "data.group_column")].astype(str).to_numpy(dtype=object)
+    )
+    known = sorted(set(groups))
     held = {**dict.fromkeys(map(str, val_groups), "val"), **dict.fromkeys(map(str, test_groups), "test")}
     for name in held:
         if name not in known:
@@ -119,8 +121,8 @@ def by_group(
         while share > 0 and len(order) > 1 and taken < max(1, round(share * len(clips))):
             group = order.pop()
             held[group] = part_name
-            taken += int((groups == group).sum())
-    part = groups.map(held).fillna("train").to_numpy()
+            taken += int(np.sum(groups == group))
+    part = np.array([held.get(name, "train") for name in groups])
     parts = {name: np.flatnonzero(part == name) for name in ("train", "val", "test")}
     named = "; ".join(f"{p} {', '.join(sorted(n for n, v in held.items() if v == p))}" for p in ("val", "test"))
     return parts, f"by {column}: {named}"
@@ -161,7 +163,7 @@ def speaker_leaks(parts: dict[str, Clips], column: str | None) -> dict[str, str]
         speakers = parts[part].frame[name].astype(str) if name in parts[part].frame else pd.Series(dtype=str)
         shared = sorted(set(speakers) & trained)
         if shared:
-            rows = int(speakers.isin(shared).sum())
+            rows = int(np.sum(speakers.isin(shared)))
             found[f"speaker leaks in {part}"] = (
                 f"{rows} of {len(speakers)} {part} clips are by a {name} who is in train too "
                 f"({len(shared)} of {speakers.nunique()}); data.group_column={name} keeps them apart"

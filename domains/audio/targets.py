@@ -35,6 +35,7 @@ class Labelled:
         targets: by split, the function that gives a row's labels.
         labels: names of classes, tags, quantities or frame labels.
         arrays: by split, the labels of tasks that have one row of numbers for each clip.
+        texts: by split, transcripts.
         vocabulary: of transcripts.
         counts: what was left out, for the report.
     """
@@ -42,6 +43,7 @@ class Labelled:
     targets: dict[str, Targets] = field(default_factory=dict)
     labels: Sequence[str] = ()
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    texts: dict[str, list[str]] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None
     counts: dict[str, str] = field(default_factory=dict)
 
@@ -128,7 +130,7 @@ def transcripts(
         for name, part in parts.items()
     }
     vocabulary = read_vocabulary(given, texts["train"])
-    found = Labelled(vocabulary=vocabulary)
+    found = Labelled(texts=texts, vocabulary=vocabulary)
     for name, part in parts.items():
         found.targets[name] = Transcripts(texts[name], vocabulary)
         strange = [row for row, text in enumerate(texts[name]) if vocabulary.unknown(text)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -121,8 +122,14 @@ class AudioTokenizer:
         """Mono samples (T,) as what the embedding takes: float32 samples, or int64 numbers."""
         return mulaw_encode(samples).astype(np.int64) if self.discrete else samples.astype(np.float32)
 
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> AudioTokenizer:
+        """The inverse of `to_dict`."""
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        return cls(**values)
+
     def to_dict(self) -> dict[str, Any]:
-        """For the model's config.json; `AudioTokenizer(**options)` is its inverse."""
+        """For the model's config.json."""
         return {
             "name": self.name,
             **{key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items() if key != "name"},

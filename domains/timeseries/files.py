@@ -163,7 +163,8 @@ def numbers(table: Table, column: str, on_bad: str, counts: dict[str, Any]) -> n
         DataError: naming the cell.
     """
     cells = table.frame[column]
-    values = pd.to_numeric(cells, errors="coerce").to_numpy(np.float64, na_value=np.nan).copy()
+    parsed: Any = pd.to_numeric(cells, errors="coerce")
+    values: np.ndarray = parsed.to_numpy(np.float64, na_value=np.nan).copy()
     bad = np.flatnonzero((np.isnan(values) & cells.notna().to_numpy()) | np.isinf(values))
     if len(bad):
         if on_bad == "error":

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,8 @@ from matplotlib.figure import Figure
 from longseq.domains.plots import MUTED, SERIES, STYLE, dot_chart, new_figure, styled, thin
 from longseq.domains.sections import RunFiles, Section, short, table
 
+# pandas annotates most results as a union of all it could return, which nothing can be done with.
+Frame: TypeAlias = Any
 PANELS = 4
 MOST_DOTS = 24
 LAGS = 40
@@ -20,7 +23,7 @@ BANDS = ((0.95, 0.12), (0.8, 0.2), (0.5, 0.32))
 
 def figures(run: RunFiles) -> list[Section]:
     """The sections that a run has by the columns of its predictions."""
-    frame = run.predictions
+    frame: Frame = run.predictions
     if frame is None or frame.empty or "time" not in frame:
         return []
     frame = frame.copy()
@@ -38,14 +41,14 @@ def figures(run: RunFiles) -> list[Section]:
     return [*forecasts(frame), *error_by_step(frame), *sections, *coverage(frame), *residual_correlation(frame)]
 
 
-def as_times(column: pd.Series) -> pd.Series:
+def as_times(column: Any) -> Any:
     """Dates as dates; plain numbers of steps as they are."""
     if pd.api.types.is_numeric_dtype(column):
         return column
     return pd.to_datetime(column, errors="coerce")
 
 
-def with_errors(frame: pd.DataFrame) -> pd.DataFrame:
+def with_errors(frame: Frame) -> Frame:
     """The rows whose truth is known, with the channel's name and the error in units of the channel's deviation."""
     frame = frame[frame["truth"].notna() & frame["forecast"].notna()].copy()
     many = frame["id"].nunique() > 1 if "id" in frame else False
@@ -57,13 +60,13 @@ def with_errors(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def quantile_columns(frame: pd.DataFrame) -> dict[float, str]:
+def quantile_columns(frame: Frame) -> dict[float, str]:
     """The quantiles that are there, rising, with their columns."""
     found = {float(name[1:]): name for name in map(str, frame.columns) if re.fullmatch(r"q0?\.\d+", name)}
     return dict(sorted(found.items()))
 
 
-def intervals(frame: pd.DataFrame) -> dict[float, tuple[str, str]]:
+def intervals(frame: Frame) -> dict[float, tuple[str, str]]:
     """Central intervals by level, narrow to wide, with the columns of their ends."""
     columns = quantile_columns(frame)
     pairs = {
@@ -77,7 +80,7 @@ def intervals(frame: pd.DataFrame) -> dict[float, tuple[str, str]]:
 # -- forecasts
 
 
-def chosen_windows(frame: pd.DataFrame, most: int = PANELS) -> list[tuple[str, object]]:
+def chosen_windows(frame: Frame, most: int = PANELS) -> list[tuple[str, object]]:
     """A few (channel, last observed) pairs, spread over time and over the channels."""
     names = list(dict.fromkeys(frame["name"]))
     found = []
@@ -89,7 +92,7 @@ def chosen_windows(frame: pd.DataFrame, most: int = PANELS) -> list[tuple[str, o
 
 
 @styled(STYLE)
-def forecasts(frame: pd.DataFrame) -> list[Section]:
+def forecasts(frame: Frame) -> list[Section]:
     """Single windows: the truth before and after the origin, the forecast, and its bands."""
     windows = chosen_windows(frame)
     rows = -(-len(windows) // 2)
@@ -105,7 +108,7 @@ def forecasts(frame: pd.DataFrame) -> list[Section]:
     return [Section("Forecasts", figure=figure, caption=caption, alt=alt, wide=True)]
 
 
-def draw_window(ax: Axes, channel: pd.DataFrame, origin: object) -> None:
+def draw_window(ax: Axes, channel: Frame, origin: object) -> None:
     """One panel."""
     window = channel[channel["last_observed"] == origin].sort_values("step")
     times, horizon = window["time"], len(window)
@@ -132,7 +135,7 @@ def draw_window(ax: Axes, channel: pd.DataFrame, origin: object) -> None:
 
 
 @styled(STYLE)
-def error_by_step(frame: pd.DataFrame) -> list[Section]:
+def error_by_step(frame: Frame) -> list[Section]:
     """How the error grows with the distance from the last observation."""
     absolute = frame["scaled"].abs().groupby(frame["step"]).mean()
     if len(absolute) < 2:
@@ -150,7 +153,7 @@ def error_by_step(frame: pd.DataFrame) -> list[Section]:
     return [Section("Error by horizon", figure=figure, caption=caption, alt=alt)]
 
 
-def error_by_channel(frame: pd.DataFrame) -> list[Section]:
+def error_by_channel(frame: Frame) -> list[Section]:
     """Which series and channels are forecast well; many of them as a table of the worst."""
     groups = frame.groupby("name", sort=False)
     scaled = groups["scaled"].apply(lambda error: float(error.abs().mean())).sort_values()
@@ -173,7 +176,7 @@ def error_by_channel(frame: pd.DataFrame) -> list[Section]:
 
 
 @styled(STYLE)
-def coverage(frame: pd.DataFrame) -> list[Section]:
+def coverage(frame: Frame) -> list[Section]:
     """How often the truth lies in each interval, beside how often it should."""
     found = intervals(frame)
     if not found:
@@ -200,7 +203,7 @@ def correlation_by_lag(errors: np.ndarray, lags: int) -> np.ndarray:
 
 
 @styled(STYLE)
-def residual_correlation(frame: pd.DataFrame) -> list[Section]:
+def residual_correlation(frame: Frame) -> list[Section]:
     """How alike the errors of neighbouring steps of one forecast are."""
     horizon = int(frame["step"].max())
     wide = frame.pivot_table(index=["name", "last_observed"], columns="step", values="scaled").dropna()
@@ -225,7 +228,7 @@ def residual_correlation(frame: pd.DataFrame) -> list[Section]:
 
 
 @styled(STYLE)
-def score_over_time(frame: pd.DataFrame) -> list[Section]:
+def score_over_time(frame: Frame) -> list[Section]:
     """The scores of the first series over time, with the labelled steps if there are any."""
     name = frame["id"].iloc[0]
     part = frame[frame["id"] == name].sort_values("time")

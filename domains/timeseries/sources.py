@@ -97,11 +97,7 @@ def find_channels(table: Table, options: ReadOptions, long: bool, time_column: s
         used = {time_column, options.anomaly_column, *options.past_covariates, *options.known_covariates}
         candidates = [str(c) for c in table.frame.columns if str(c) not in used]
         # A column of nothing but text is no series; one with a bad cell among numbers is, and its cell gets reported.
-        text = [
-            c
-            for c in candidates
-            if pd.to_numeric(table.frame[c], errors="coerce").isna().all() and table.frame[c].notna().any()
-        ]
+        text = [c for c in candidates if holds_text(table.frame[c])]
         if text:
             counts["columns of text, not read"] = ", ".join(text)
         targets = [c for c in candidates if c not in text]
@@ -113,6 +109,12 @@ def find_channels(table: Table, options: ReadOptions, long: bool, time_column: s
     if repeated:
         raise ConfigError(f"data.past_covariates and data.targets both hold {', '.join(repeated)}")
     return [*targets, *options.past_covariates]
+
+
+def holds_text(cells: Any) -> bool:
+    """Whether no cell of a column is a number, and some are not empty."""
+    parsed: Any = pd.to_numeric(cells, errors="coerce")
+    return bool(parsed.isna().all() and cells.notna().any())
 
 
 def split_table(
@@ -141,7 +143,7 @@ def split_table(
 
 def parse_times(table: Table, column: str, options: ReadOptions, counts: dict[str, Any]) -> np.ndarray:
     """The times as datetime64[ns], or as integers if the column holds whole numbers that are no dates."""
-    cells = table.frame[column]
+    cells: Any = table.frame[column]
     # 20240131 is a date, 17 is not.
     if pd.api.types.is_integer_dtype(cells) and not cells.between(19000101, 21001231).all():
         return cells.to_numpy(np.int64)
@@ -162,7 +164,7 @@ def parse_times(table: Table, column: str, options: ReadOptions, counts: dict[st
     return parsed.to_numpy(dtype="datetime64[ns]")
 
 
-def _to_datetime(cells: pd.Series, day_first: bool) -> pd.Series:
+def _to_datetime(cells: Any, day_first: bool) -> Any:
     with warnings.catch_warnings():
         # That the format differs from row to row is not the user's concern.
         warnings.simplefilter("ignore", UserWarning)
@@ -236,7 +238,7 @@ def static_table(pieces: list[Piece], options: ReadOptions, long: bool) -> tuple
     firsts = pd.DataFrame([piece.table.frame.iloc[int(piece.rows[0])][list(options.static_covariates)] for piece in pieces])
     columns, names = [], []
     for name in options.static_covariates:
-        values = pd.to_numeric(firsts[name], errors="coerce")
+        values: Any = pd.to_numeric(firsts[name], errors="coerce")
         if values.notna().all():
             columns, names = [*columns, values.to_numpy(np.float32)], [*names, name]
             continue

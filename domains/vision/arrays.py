@@ -1,4 +1,4 @@
-"""Images and labels in arrays: npz, npy, MNIST's idx files and CIFAR's binary files, mapped from disk where the format allows it."""
+"""Images and labels in arrays: npz, npy, MNIST's idx and CIFAR's binary files, mapped from disk where the format allows it."""
 
 import gzip
 import struct
@@ -14,7 +14,15 @@ from longseq.errors import DataError
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 IMAGE_KEYS = ("x", "images", "image", "imgs", "data", "videos", "video", "frames", "clips")
 LABEL_KEYS = ("y", "labels", "label", "targets", "target")
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+}
 CIFAR = {
     "cifar10": np.dtype([("label", "u1"), ("image", "u1", (3, 32, 32))]),
     "cifar100": np.dtype([("coarse", "u1"), ("label", "u1"), ("image", "u1", (3, 32, 32))]),
@@ -94,7 +102,9 @@ def load_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
         with zipfile.ZipFile(path) as archive, archive.open(info) as file:
             return np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}:{info.filename}: cannot be read ({error}); arrays of objects are refused, save numbers") from None
+        raise DataError(
+            f"{path}:{info.filename}: cannot be read ({error}); arrays of objects are refused, save numbers"
+        ) from None
 
 
 def map_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
@@ -152,7 +162,9 @@ def read_idx(path: Path) -> np.ndarray:
         with opener(path, "rb") as file:
             magic = file.read(4)
             if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in IDX_TYPES or not 1 <= magic[3] <= 5:
-                raise DataError(f"{path}: does not begin like an idx file (0 0 type dimensions), found {magic.hex(' ') or 'nothing'}")
+                raise DataError(
+                    f"{path}: does not begin like an idx file (0 0 type dimensions), found {magic.hex(' ') or 'nothing'}"
+                )
             shape = struct.unpack(f">{magic[3]}I", file.read(4 * magic[3]))
             dtype, offset = np.dtype(IDX_TYPES[magic[2]]), 4 + 4 * magic[3]
             content = file.read() if path.suffix == ".gz" else None
@@ -162,7 +174,9 @@ def read_idx(path: Path) -> np.ndarray:
     actual = path.stat().st_size - offset if content is None else len(content)
     if actual < expected:
         sizes = " x ".join(map(str, shape))
-        raise DataError(f"{path}: the header promises {sizes} values in {expected:,} bytes, the file holds {actual:,}: it is truncated")
+        raise DataError(
+            f"{path}: the header promises {sizes} values in {expected:,} bytes, the file holds {actual:,}: it is truncated"
+        )
     if content is not None:
         return np.frombuffer(content[:expected], dtype).reshape(shape)
     return np.memmap(path, dtype, "r", offset, shape)
@@ -180,7 +194,9 @@ def idx_folder(folder: Path) -> dict[str, LabelledArrays]:
     """The splits of a folder with MNIST's files; empty if it is none."""
     found = {}
     for split, stem in (("train", "train"), ("test", "t10k"), ("test", "test"), ("val", "val")):
-        files = sorted([*folder.glob(f"{stem}-images*ubyte*"), *folder.glob(f"{stem}-images*idx3*")], key=lambda p: p.suffix == ".gz")
+        files = sorted(
+            [*folder.glob(f"{stem}-images*ubyte*"), *folder.glob(f"{stem}-images*idx3*")], key=lambda p: p.suffix == ".gz"
+        )
         if files and split not in found:
             found[split] = read_idx_pair(files[0])
     return found
@@ -212,7 +228,7 @@ def cifar_folder(folder: Path) -> dict[str, LabelledArrays]:
 
 
 def read_cifar(paths: list[Path], kind: str, names: Path | None = None) -> LabelledArrays:
-    """CIFAR's binary files, mapped from disk: a byte with the class (two for CIFAR-100, the second is the fine one), then RGB planes.
+    """CIFAR's binary files, mapped from disk: the class (CIFAR-100: coarse, then fine), then planes of R, G and B.
 
     Raises:
         DataError: if a file's size is no multiple of the record's.

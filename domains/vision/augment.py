@@ -1,4 +1,4 @@
-"""One size and one number of channels for all images, and augmentation of the training ones; the same for all frames of a clip."""
+"""One size and one number of channels for all images, and augmentation of those of train, alike for all frames of a clip."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -163,7 +163,9 @@ def build_policy(policy: str, size: Sequence[int]) -> Any:
     try:
         return builders.get(policy.split("-")[0], auto_augment_transform)(policy, options)
     except (AssertionError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"data.auto_augment={policy!r} is no policy of timm's ({error}); such as rand-m9-mstd0.5-inc1") from None
+        raise ConfigError(
+            f"data.auto_augment={policy!r} is no policy of timm's ({error}); such as rand-m9-mstd0.5-inc1"
+        ) from None
 
 
 @contextmanager

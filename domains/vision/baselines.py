@@ -1,4 +1,4 @@
-"""What a trained model must beat: the majority, logistic regression on small images, pixel histograms, and filling in by neighbours."""
+"""What a trained model must beat: the majority, a linear model on pixels, pixel histograms, and filling in by neighbours."""
 
 import math
 import warnings
@@ -36,7 +36,9 @@ def label_baselines(splits: dict[str, PixelRows], task: Task, seed: int) -> dict
     features, what = {}, ""
     for name, rows in splits.items():
         features[name], what = pixel_features(rows, sample[name])
-    predicted = linear_predictions(features, {name: np.asarray(rows.labels)[sample[name]] for name, rows in splits.items()}, task.name)
+    predicted = linear_predictions(
+        features, {name: np.asarray(rows.labels)[sample[name]] for name, rows in splits.items()}, task.name
+    )
     if predicted is None:
         return found
     method = "ridge regression" if task.name == "regression" else "logistic regression"
@@ -63,7 +65,9 @@ def pixel_features(rows: PixelRows, index: np.ndarray) -> tuple[np.ndarray, str]
     factor = max(1, math.ceil(math.sqrt(height * width * rows.channels / MOST_FEATURES)))
     small = (max(1, height // factor), max(1, width // factor))
     # Without augmentation: a copy that shares the store.
-    plain = PixelRows(rows.records, rows.clips, rows.labels, tokenizer=rows.tokenizer, channels=rows.channels, resize=rows.resize, seed=0)
+    plain = PixelRows(
+        rows.records, rows.clips, rows.labels, tokenizer=rows.tokenizer, channels=rows.channels, resize=rows.resize, seed=0
+    )
     found = []
     for i in index.tolist():
         mean_frame = torch.from_numpy(plain.pixels(i)).float().mean(0) / 255
@@ -120,7 +124,9 @@ def pixel_model_baselines(train: PixelModelRows, test: PixelModelRows, seed: int
     """Bits per dimension of equal values, of one histogram, and of a histogram given the pixel to the left."""
     levels = train.values.levels
     index = sample_rows(train, seed)
-    seen, held = (np.stack([rows[int(i)]["targets"] for i in own]) for rows, own in ((train, index), (test, np.arange(len(test)))))
+    seen, held = (
+        np.stack([rows[int(i)]["targets"] for i in own]) for rows, own in ((train, index), (test, np.arange(len(test))))
+    )
     # Neighbours on the left have the same channel, C values back.
     gap = train.channels
     single = np.bincount(seen.ravel(), minlength=levels) + 1.0
@@ -131,7 +137,11 @@ def pixel_model_baselines(train: PixelModelRows, test: PixelModelRows, seed: int
     bits = -np.log2(single / single.sum())[held]
     given = bits.copy()
     given[:, gap:] = -np.log2(pairs / pairs.sum(1, keepdims=True))[held[:, :-gap], held[:, gap:]]
-    found = {"all values alike": math.log2(levels), "histogram of values": bits.mean(), "histogram given the last pixel": given.mean()}
+    found = {
+        "all values alike": math.log2(levels),
+        "histogram of values": bits.mean(),
+        "histogram given the last pixel": given.mean(),
+    }
     return {name: pixel_scores(float(value)) for name, value in found.items()}
 
 

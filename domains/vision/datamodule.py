@@ -12,7 +12,14 @@ from longseq.domains.loading import pad_rows
 from longseq.domains.tasks import Batch, Task
 from longseq.domains.vision import baselines, demo, preparation
 from longseq.domains.vision.augment import RESIZES, Augmentation
-from longseq.domains.vision.labels import class_names, encode_classes, encode_multilabel, encode_numbers, multilabel_names, unknown_label
+from longseq.domains.vision.labels import (
+    class_names,
+    encode_classes,
+    encode_multilabel,
+    encode_numbers,
+    multilabel_names,
+    unknown_label,
+)
 from longseq.domains.vision.rows import MaskedRows, PixelModelRows, PixelRows
 from longseq.domains.vision.sources import ReadOptions, Records, Source, read_source
 from longseq.domains.vision.tasks import MaskedPatch
@@ -25,12 +32,12 @@ TASKS = (*LABELLED, "lm", "masked_patch")
 
 
 class VisionData(DomainData):
-    """Images from folders, tables of paths, arrays, MNIST's and CIFAR's files; videos from files, frame folders, GIFs and arrays.
+    """Images from folders, tables, arrays, MNIST's and CIFAR's files; videos from files, frame folders, GIFs and arrays.
 
     Args:
         task: `classification`, `multilabel`, `regression`, `lm` (the next pixel) or `masked_patch`.
-        train: a folder with one folder per class (or with train, val, test above them), a csv, tsv or parquet table of paths and
-            labels, a txt of `path label` lines, npz, npy, idx, CIFAR's binary files, or `{images: x.npy, labels: y.npy}`;
+        train: a folder with one folder per class (or with train, val, test above them), a csv, tsv or parquet table of paths
+            and labels, a txt of `path label` lines, npz, npy, idx, CIFAR's binary files, or `{images: x.npy, labels: y.npy}`;
             None for the embedded demo data.
         val: likewise; None takes the source's own part, or else records of `train`.
         test: likewise.
@@ -60,8 +67,8 @@ class VisionData(DomainData):
         tube: frames of a tubelet.
         frames: of a clip.
         frame_stride: frames of the video from one frame of a clip to the next.
-        window_stride: frames from one clip to the next in long videos; None for one clip per video, drawn anew in every epoch in
-            train and from the middle otherwise.
+        window_stride: frames from one clip to the next in long videos; None for one clip per video, drawn anew in every
+            epoch in train and from the middle otherwise.
         permutation_seed: one fixed permutation of all pixels (psMNIST, with `tokenizer=pixel`); None for none.
         class_token: `front`, `middle` or `end`, which is then what the head reads; None pools all positions.
         positions: `learned`, `sincos` or `none`; None for none with pixels and learned otherwise.
@@ -128,7 +135,9 @@ class VisionData(DomainData):
     ) -> None:
         super().__init__(task=task, batch_size=batch_size, max_tokens=max_tokens, num_workers=num_workers, seed=seed)
         self.video = tokenizer == "tubelet"
-        check_options(task, tokenizer, on_bad, resize, channels, class_token, permutation_seed, frames, frame_stride, window_stride)
+        check_options(
+            task, tokenizer, on_bad, resize, channels, class_token, permutation_seed, frames, frame_stride, window_stride
+        )
         self.sources: dict[str, Any] = {"train": train, "val": val, "test": test, "predict": predict}
         self.read_options = ReadOptions(
             video=self.video,
@@ -176,7 +185,9 @@ class VisionData(DomainData):
         self._count_changes(records)
         size = self.tokenizer.size
         measured = preparation.pixel_statistics(train, self.channels, size, self.resize, self.seed)
-        self.mean, self.std = (list(own) if own is not None else m for own, m in zip((self._mean, self._std), measured, strict=True))
+        self.mean, self.std = (
+            list(own) if own is not None else m for own, m in zip((self._mean, self._std), measured, strict=True)
+        )
         for name, part in records.items():
             self.splits[name] = self._make_rows(name, part, labels[name])
 
@@ -207,14 +218,18 @@ class VisionData(DomainData):
         if messages:
             self.counts[f"skipped in {name}, unreadable"] = f"{len(messages)}, the first: {messages[0]}"
         if records.ignored:
-            self.counts[f"ignored files in {name}"] = ", ".join(f"{count} {suffix}" for suffix, count in records.ignored.items())
+            self.counts[f"ignored files in {name}"] = ", ".join(
+                f"{count} {suffix}" for suffix, count in records.ignored.items()
+            )
         return kept
 
     def _encode_labels(self, records: dict[str, Records]) -> tuple[dict[str, Records], dict[str, np.ndarray | None]]:
         if self.task_name not in LABELLED:
             return records, dict.fromkeys(records)
         train = records["train"]
-        encode: Any = {"classification": encode_classes, "multilabel": encode_multilabel, "regression": encode_numbers}[self.task_name]
+        encode: Any = {"classification": encode_classes, "multilabel": encode_multilabel, "regression": encode_numbers}[
+            self.task_name
+        ]
         names: Any = {"classification": class_names, "multilabel": multilabel_names}.get(self.task_name)
         self.labels = train.label_names if names is None else names(train)
         labels: dict[str, np.ndarray | None] = {}
@@ -335,19 +350,24 @@ class VisionData(DomainData):
             self._check_backbone(backbone)
             embedding = self.tokenizer.embedding() | {"n_channels": self.channels, "mean": self.mean, "std": self.std}
             embedding["positions"] = self.positions or ("none" if self.kind == "pixel" else "learned")
-            optional = {"class_token": self.class_token, "mask_token": self.task_name == "masked_patch", "permutation_seed": self.permutation_seed}
+            optional = {
+                "class_token": self.class_token,
+                "mask_token": self.task_name == "masked_patch",
+                "permutation_seed": self.permutation_seed,
+            }
             embedding |= {name: value for name, value in optional.items() if value not in (None, False)}
         return {"embedding": embedding, "tokenizer": described, "n_positions": n_positions}
 
     def _check_backbone(self, backbone: Backbone) -> None:
         if self.task_name == "masked_patch" and backbone.causal:
             raise ConfigError(
-                "task=masked_patch fills in cells from all sides, but this backbone sees only those before: add backbone.bidirectional=true"
+                "task=masked_patch fills in cells from all sides, but this backbone sees only those before: "
+                "add backbone.bidirectional=true"
             )
         if backbone.causal and self.class_token in ("front", "middle"):
             raise ConfigError(
-                f"data.class_token={self.class_token} sees only what stands before it in a causal backbone: set data.class_token=end "
-                "or null, or backbone.bidirectional=true"
+                f"data.class_token={self.class_token} sees only what stands before it in a causal backbone: set "
+                "data.class_token=end or null, or backbone.bidirectional=true"
             )
 
     def head_options(self, backbone: Backbone, head: dict[str, Any]) -> dict[str, Any]:
@@ -375,7 +395,12 @@ class VisionData(DomainData):
             rows = self.rows(name)
             tokenizer = rows.tokenizer
             pixels = " x ".join(map(str, ([tokenizer.frames] if self.video else []) + [*tokenizer.size, self.channels]))
-            facts: dict[str, Any] = {"rows": len(rows), "records": len(rows.records), "pixels": pixels, "positions": int(rows.lengths[0])}
+            facts: dict[str, Any] = {
+                "rows": len(rows),
+                "records": len(rows.records),
+                "pixels": pixels,
+                "positions": int(rows.lengths[0]),
+            }
             if self.task_name == "classification" and rows.labels is not None:
                 counts = np.bincount(rows.labels, minlength=len(self.labels))
                 facts["labels"] = dict(zip(self.labels, counts.tolist(), strict=True))
@@ -424,13 +449,17 @@ def check_options(
     }
     for name, (value, known) in choices.items():
         if value not in known:
-            raise ConfigError(f"{name} must be one of {', '.join('null' if k is None else str(k) for k in known)}; found {value!r}")
+            raise ConfigError(
+                f"{name} must be one of {', '.join('null' if k is None else str(k) for k in known)}; found {value!r}"
+            )
     if task not in TASKS:
         raise ConfigError(f"domain=vision has no task={task}; it has {', '.join(TASKS)}")
     if task == "lm" and tokenizer != "pixel":
         raise ConfigError(f"task=lm predicts the next pixel and needs data.tokenizer=pixel, found data.tokenizer={tokenizer}")
     if task not in LABELLED and class_token is not None:
-        raise ConfigError(f"task={task} answers at every position and has no place for data.class_token={class_token}: set it to null")
+        raise ConfigError(
+            f"task={task} answers at every position and has no place for data.class_token={class_token}: set it to null"
+        )
     if permutation_seed is not None and (tokenizer != "pixel" or task not in LABELLED):
         raise ConfigError("data.permutation_seed shuffles pixels: it needs data.tokenizer=pixel and a task with labels")
     for name, number in (("frames", frames), ("frame_stride", frame_stride), ("window_stride", window_stride or 1)):

@@ -24,7 +24,7 @@ def class_names(train: Records) -> tuple[str, ...]:
         )
     if len(names) > max(20, len(train) // 2):
         raise DataError(
-            f"{train.where(0)} and the others: {len(names)} different labels in {len(train)} records are too many for classes; "
+            f"{train.where(0)} and the others: {len(names)} different labels in {len(train)} records are too many; "
             "name another column with data.label_column"
         )
     if all(name.lstrip("-").isdigit() for name in names):
@@ -40,11 +40,13 @@ def single_labels(records: Records) -> np.ndarray:
     """
     if records.labels is None:
         raise DataError(
-            f"{records.where(0)} and the others have no labels; expected a folder per class, a label column, or an array of labels "
-            "(tasks without labels: task=lm, task=masked_patch)"
+            f"{records.where(0)} and the others have no labels; expected a folder per class, a label column, or an array "
+            "of labels (tasks without labels: task=lm, task=masked_patch)"
         )
     if records.labels.ndim == 2:
-        raise DataError(f"{records.where(0)}: {records.labels.shape[1]} label columns, where classes need one; or choose task=multilabel")
+        raise DataError(
+            f"{records.where(0)}: {records.labels.shape[1]} label columns, where classes need one; or choose task=multilabel"
+        )
     return records.labels
 
 
@@ -61,15 +63,18 @@ def unknown_label(records: Records, row: int, names: Sequence[str], n_unknown: i
     label = records.labels[row] if records.labels.ndim == 1 else records.labels[row].tolist()
     shown = ", ".join(names[:12]) + (f", ... {len(names)} in all" if len(names) > 12 else "")
     return DataError(
-        f"{records.where(row)}: label {label!r} is not among those of train ({shown}); {n_unknown} of {len(records)} records are so; "
-        "correct them, or set data.on_bad=skip"
+        f"{records.where(row)}: label {label!r} is not among those of train ({shown}); {n_unknown} of {len(records)} records "
+        "are so; correct them, or set data.on_bad=skip"
     )
 
 
 def multilabel_names(train: Records) -> tuple[str, ...]:
     """The labels a record may have several of: the label columns, or every name in one column of names joined by `;`."""
     if train.labels is None:
-        raise DataError(f"{train.where(0)} and the others have no labels; expected label columns of 0 and 1, or names joined by {SEPARATOR!r}")
+        raise DataError(
+            f"{train.where(0)} and the others have no labels; expected label columns of 0 and 1, or names "
+            f"joined by {SEPARATOR!r}"
+        )
     if train.labels.ndim == 2:
         return train.label_names
     names = {name.strip() for cell in train.labels.tolist() for name in str(cell).split(SEPARATOR)} - {""}
@@ -83,7 +88,9 @@ def encode_multilabel(records: Records, names: Sequence[str]) -> tuple[np.ndarra
     if records.labels is None:
         raise DataError(f"{records.where(0)} and the others have no labels")
     if records.labels.ndim == 2:
-        text = np.array([[str(cell).strip().removesuffix(".0") for cell in row] for row in records.labels.tolist()], dtype=object)
+        text = np.array(
+            [[str(cell).strip().removesuffix(".0") for cell in row] for row in records.labels.tolist()], dtype=object
+        )
         text = np.where(text == "True", "1", np.where(text == "False", "0", text))
         if text.shape[1] != len(names):
             raise DataError(f"{records.where(0)}: {text.shape[1]} label columns, but train has {len(names)}")

@@ -103,8 +103,8 @@ def saliency(rows: PixelRows, predictions: pd.DataFrame, model: SequenceModel) -
         text = f"{row['label']} → {row['prediction']}"
         pictures.append(picture(np.concatenate([show(pixels), heat(strength)], axis=1), text, title=str(row.iloc[0])))
     caption = (
-        "Right half: the gradient of the predicted class's score by each pixel, absolute and summed over channels (of videos, the mean "
-        "over frames); bright pixels matter. It tells what the model looks at, not that it looks at the right thing."
+        "Right half: the gradient of the predicted class's score by each pixel, absolute and summed over channels (of videos, "
+        "the mean over frames); bright pixels matter. It tells what the model looks at, not that it looks at the right thing."
     )
     return [Section("What the model looks at", html=gallery(pictures), caption=caption, wide=True)]
 
@@ -172,7 +172,8 @@ def picture(pixels: np.ndarray, text: str, *, title: str = "") -> str:
     style = f"height:{SIDE}px;image-rendering:pixelated"
     label = escape(f"{title}: {text}" if text else title or "image", quote=True)
     shown = f"<figcaption><small>{escape(clip(text, 40))}</small></figcaption>" if text else ""
-    return f'<figure style="margin:0"><img src="data:image/png;base64,{data}" alt="{label}" title="{label}" style="{style}">{shown}</figure>'
+    shown = f'<img src="data:image/png;base64,{data}" alt="{label}" title="{label}" style="{style}">{shown}'
+    return f'<figure style="margin:0">{shown}</figure>'
 
 
 def gallery(pictures: Sequence[Any]) -> str:

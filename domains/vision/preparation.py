@@ -56,7 +56,9 @@ def scan(records: Records, on_bad: str) -> tuple[Records, list[str]]:
     good = np.array([i for i, result in enumerate(found) if isinstance(result, Header)], dtype=np.int64)
     headers = np.array([(h.frames, h.height, h.width, h.channels) for h in found if isinstance(h, Header)], dtype=np.int64)
     kept = records.select(good)
-    return Records(kept.store, kept.items, kept.labels, kept.label_names, kept.groups, kept.ignored, headers), [str(e) for e in errors]
+    return Records(kept.store, kept.items, kept.labels, kept.label_names, kept.groups, kept.ignored, headers), [
+        str(e) for e in errors
+    ]
 
 
 def choose_split(found: dict[str, Records], name: str, source: Any) -> Records:
@@ -144,14 +146,20 @@ def nearest_multiple(side: int, unit: int) -> int:
     return max(1, round(side / unit)) * unit
 
 
-def pixel_statistics(records: Records, channels: int, size: Sequence[int], resize: str, seed: int) -> tuple[list[float], list[float]]:
+def pixel_statistics(
+    records: Records, channels: int, size: Sequence[int], resize: str, seed: int
+) -> tuple[list[float], list[float]]:
     """Mean and deviation of each channel between 0 and 1, over a sample of the records' first, middle and last frames."""
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(records))[:STATISTICS_ROWS]
     total, squares, count = np.zeros(channels), np.zeros(channels), 0
     for row in rows.tolist():
         n_frames = int(records.sizes[row, 0])
-        frames = sorted({0, n_frames // 2, n_frames - 1}) if n_frames > 1 and isinstance(records.store, (VideoStore, ArrayStore)) else [0]
+        frames = (
+            sorted({0, n_frames // 2, n_frames - 1})
+            if n_frames > 1 and isinstance(records.store, (VideoStore, ArrayStore))
+            else [0]
+        )
         pixels = fit_size(fit_channels(records.store.read(int(records.items[row]), frames), channels), size, resize)
         values = pixels.reshape(-1, channels).astype(np.float64) / 255
         total, squares, count = total + values.sum(0), squares + np.square(values).sum(0), count + len(values)

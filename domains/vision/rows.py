@@ -59,7 +59,8 @@ class PixelRows(Rows):
             found = fit_size(found, self.tokenizer.size, self.resize)
         if augmentation is not None:
             found = augmentation(found, rng)
-        return np.ascontiguousarray(np.moveaxis(found, -1, 1))
+        # A copy: what is mapped from disk cannot be written to, which torch warns about.
+        return np.array(np.moveaxis(found, -1, 1), order="C")
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         pixels = self.pixels(index)

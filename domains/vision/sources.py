@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from longseq.domains.vision.arrays import SPLITS, LabelledArrays, cifar_folder, idx_folder, labelled, read_cifar, read_idx_pair, read_npy, read_npz
+from longseq.domains.vision.arrays import (
+    SPLITS,
+    LabelledArrays,
+    cifar_folder,
+    idx_folder,
+    labelled,
+    read_cifar,
+    read_idx_pair,
+    read_npy,
+    read_npz,
+)
 from longseq.domains.vision.stores import ArrayStore, ImageFiles, Store
 from longseq.domains.vision.video import IMAGES, VIDEOS, VideoStore, natural_key
 from longseq.errors import ConfigError, DataError
@@ -72,7 +82,9 @@ class Records:
 
     def select(self, rows: np.ndarray) -> "Records":
         """Some of the records."""
-        labels, groups, headers = (None if column is None else column[rows] for column in (self.labels, self.groups, self.headers))
+        labels, groups, headers = (
+            None if column is None else column[rows] for column in (self.labels, self.groups, self.headers)
+        )
         return Records(self.store, self.items[rows], labels, self.label_names, groups, self.ignored, headers)
 
     @property
@@ -182,7 +194,9 @@ def read_table(path: Path, options: ReadOptions) -> dict[str, Records]:
         path_column, label_columns = frame.columns[0], list(frame.columns[1:2]) if label_columns else []
     for column in [path_column, *as_list(options.split_column), *as_list(options.group_column)]:
         if column not in frame:
-            raise DataError(f"{path}: there is no column {column!r}; found {', '.join(columns)} (data.path_column and the like name it)")
+            raise DataError(
+                f"{path}: there is no column {column!r}; found {', '.join(columns)} (data.path_column and the like name it)"
+            )
     missing = [column for column in label_columns if column not in frame]
     if missing and label_columns != ["label"]:
         raise DataError(f"{path}: there is no column {missing[0]!r}; found {', '.join(columns)} (data.label_column names it)")
@@ -202,7 +216,9 @@ def load_table(path: Path, header: bool) -> pd.DataFrame:
             frame = pd.read_csv(path, sep=r"\s+", header=None, dtype=str, keep_default_na=False)
         else:
             rows = 0 if header else None
-            frame = pd.read_csv(path, sep="\t" if kind == ".tsv" else ",", header=rows, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            frame = pd.read_csv(
+                path, sep="\t" if kind == ".tsv" else ",", header=rows, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+            )
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a table ({error})") from None
     if frame.empty:
@@ -210,7 +226,9 @@ def load_table(path: Path, header: bool) -> pd.DataFrame:
     return frame
 
 
-def table_records(frame: pd.DataFrame, table: Path, path_column: Any, label_columns: list[Any], options: ReadOptions) -> Records:
+def table_records(
+    frame: pd.DataFrame, table: Path, path_column: Any, label_columns: list[Any], options: ReadOptions
+) -> Records:
     """A table's rows; whether their files exist is looked at later."""
     root = Path(options.root).expanduser() if options.root else table.parent
     paths = [root / str(cell).strip() for cell in frame[path_column]]
@@ -250,7 +268,11 @@ def read_folder(folder: Path, options: ReadOptions) -> dict[str, Records]:
         arrays = idx_folder(folder) or cifar_folder(folder)
         if arrays:
             return {split: from_arrays(found, options) for split, found in arrays.items()}
-    parts = {SPLITS[child.name.lower()]: child for child in sorted(folder.iterdir()) if child.is_dir() and child.name.lower() in SPLITS}
+    parts = {
+        SPLITS[child.name.lower()]: child
+        for child in sorted(folder.iterdir())
+        if child.is_dir() and child.name.lower() in SPLITS
+    }
     if parts:
         return {split: class_folders(child, options) for split, child in parts.items()}
     return {"all": class_folders(folder, options)}
@@ -277,8 +299,8 @@ def class_folders(folder: Path, options: ReadOptions) -> Records:
     if not paths:
         suffixes = VIDEOS if options.video else IMAGES
         raise DataError(
-            f"{folder}: found no {'videos' if options.video else 'images'} ({', '.join(suffixes)}); expected one folder per class"
-            + (", in it video files, or a folder of frames per video" if options.video else "")
+            f"{folder}: found no {'videos' if options.video else 'images'} ({', '.join(suffixes)}); "
+            "expected one folder per class" + (", in it video files, or a folder of frames per video" if options.video else "")
         )
     known = all(label is not None for label in labels)
     store = VideoStore(paths) if options.video else ImageFiles(paths)
@@ -315,4 +337,3 @@ def kept(paths: Sequence[Path], video: bool, ignored: Counter[str]) -> list[Path
 def is_frame_folder(path: Path) -> bool:
     """Whether a folder holds images directly, which are then a video's frames."""
     return path.is_dir() and any(child.suffix.lower() in IMAGES for child in path.iterdir() if child.is_file())
-

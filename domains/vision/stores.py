@@ -117,7 +117,7 @@ class ArrayStore(Store):
     """Arrays of images or videos, one after the other, in memory or mapped from disk.
 
     Args:
-        arrays: each (N, H, W), (N, H, W, C) or (N, C, H, W); videos with T behind N. C is 1, 3, or 4 with alpha, which is dropped.
+        arrays: each (N, H, W), (N, H, W, C) or (N, C, H, W); videos with T behind N. C is 1, 3, or 4 (alpha is dropped).
         sources: file (and key) of each array, for messages.
         video: whether there is a T.
 

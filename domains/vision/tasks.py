@@ -17,7 +17,9 @@ class ImageClassification(Classification):
     def metrics(self) -> MetricCollection:
         found = super().metrics()
         if len(self.labels) > 5:
-            found.add_metrics({"top5_accuracy": MulticlassAccuracy(len(self.labels), top_k=5, average="micro", validate_args=False)})
+            found.add_metrics(
+                {"top5_accuracy": MulticlassAccuracy(len(self.labels), top_k=5, average="micro", validate_args=False)}
+            )
         return found
 
 

@@ -81,7 +81,7 @@ class CellTokenizer:
 
 
 def default_patch(size: Sequence[int]) -> int:
-    """The largest power of two up to 16 that divides both sides and leaves at least 7 cells along each; small images: 2 or 1."""
+    """The largest power of two up to 16 that divides both sides and leaves 7 cells or more along each; small images: 2 or 1."""
     for patch in (16, 8, 4, 2):
         if all(side % patch == 0 for side in size) and min(size) // patch >= (FEWEST if patch > 2 else 2):
             return patch
@@ -118,5 +118,7 @@ class PixelValues:
 
     def decode(self, values: np.ndarray, size: Sequence[int], channels: int) -> np.ndarray:
         """uint8 (C, H, W) of values (H * W * C,): the middle of each level."""
-        pixels = (values.astype(np.int64) * 256 + 128) // self.levels if self.levels < 256 else values
-        return np.moveaxis(pixels.clip(0, 255).astype(np.uint8).reshape(*size, channels), -1, 0)
+        values = values.astype(np.int64)
+        # The first byte of a level is ceil(256 v / levels).
+        first, last = -(-values * 256 // self.levels), -(-(values + 1) * 256 // self.levels) - 1
+        return np.moveaxis(((first + last) // 2).astype(np.uint8).reshape(*size, channels), -1, 0)

@@ -12,11 +12,36 @@ import numpy as np
 from PIL import Image, ImageSequence
 
 from longseq.domains.vision.arrays import load_member, read_npy
-from longseq.domains.vision.stores import DECODE_ERRORS, GRAY_MODES, ArrayStore, Header, ImageFiles, Store, as_pixels, check_file
+from longseq.domains.vision.stores import (
+    DECODE_ERRORS,
+    GRAY_MODES,
+    ArrayStore,
+    Header,
+    ImageFiles,
+    Store,
+    as_pixels,
+    check_file,
+)
 from longseq.errors import DataError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
-VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".ogv", ".gif", ".npy", ".npz")
+VIDEOS = (
+    ".mp4",
+    ".avi",
+    ".mov",
+    ".mkv",
+    ".webm",
+    ".m4v",
+    ".mpg",
+    ".mpeg",
+    ".wmv",
+    ".flv",
+    ".ts",
+    ".ogv",
+    ".gif",
+    ".npy",
+    ".npz",
+)
 # Videos whose frames' times are remembered; a long film's are some megabytes.
 REMEMBERED = 256
 
@@ -165,7 +190,9 @@ class VideoFile:
                     raise DataError(f"{self.where}: the file has no video stream")
                 yield container, container.streams.video[0]
         except av.FFmpegError as error:
-            raise DataError(f"{self.where}: cannot be decoded as a video ({error}); replace it, or set data.on_bad=skip") from None
+            raise DataError(
+                f"{self.where}: cannot be decoded as a video ({error}); replace it, or set data.on_bad=skip"
+            ) from None
 
     @property
     def times(self) -> np.ndarray:
@@ -185,8 +212,8 @@ class VideoFile:
     def check(self) -> Header:
         if len(self.times) < self.promised or not len(self.times):
             raise DataError(
-                f"{self.where}: the header promises {self.promised} frames, the file holds {len(self.times)}: it is truncated or "
-                "damaged; replace it, or set data.on_bad=skip"
+                f"{self.where}: the header promises {self.promised} frames, the file holds {len(self.times)}: it is truncated "
+                "or damaged; replace it, or set data.on_bad=skip"
             )
         return Header(len(self.times), *self.size)
 
@@ -226,7 +253,9 @@ def import_av() -> Any:
     try:
         import av
     except ImportError:
-        raise DataError("reading video files needs the package av: pip install 'longseq[video]' (frame folders and GIFs do not)") from None
+        raise DataError(
+            "reading video files needs the package av: pip install 'longseq[video]' (frame folders and GIFs do not)"
+        ) from None
     return av
 
 
@@ -257,7 +286,8 @@ def pick_frames(found: dict[int, np.ndarray], frames: Sequence[int], where: str,
     if missing:
         says = f" of the {promised} that the header promises" if promised else ""
         raise DataError(
-            f"{where}: frame {missing[0]}{says} cannot be decoded: the file is truncated or damaged; replace it, or set data.on_bad=skip"
+            f"{where}: frame {missing[0]}{says} cannot be decoded: the file is truncated or damaged; replace it, "
+            "or set data.on_bad=skip"
         )
     return stack_frames([found[int(k)] for k in frames], where)
 

@@ -97,7 +97,9 @@ class SaShiMi(Backbone):
         whole = math.prod(self.pool)
         self.max_length = min(limits) // whole * whole if limits else None
         if self.max_length == 0:
-            raise ValueError(f"mixer_options.max_length={min(limits)} must be at least {whole}, the product of pool={list(pool)}")
+            raise ValueError(
+                f"mixer_options.max_length={min(limits)} must be at least {whole}, the product of pool={list(pool)}"
+            )
 
     def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None, segment_ids_BL: Tensor | None = None) -> Tensor:
         self.check_input(x_BLD, mask_BL, segment_ids_BL)

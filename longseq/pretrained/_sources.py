@@ -2,17 +2,22 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from longseq.errors import CheckpointError
 from longseq.pretrained._weights import PICKLES, weight_files
 
+Answer = TypeVar("Answer")
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/(.+))?")
 _SMALL_FILES = ("config.json", "tokenizer.json", "vocab.json")
-_SAFE = ("*.safetensors", "*.safetensors.index.json")
-_PICKLED = ("*.bin", "*.bin.index.json", "*.ckpt", "*.pt", "*.pth")
+# Tried in this order, so that nothing is fetched twice in two forms.
+_USUAL_FILES = (
+    ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin", "weights.ckpt"),
+)
 
 
 @dataclass(frozen=True)
@@ -86,28 +91,45 @@ def _vocabulary(folder: Path) -> dict[str, int]:
 
 
 def _download(repository: str, file: str | None, revision: str | None) -> Path:
-    if file is not None:
-        folder = _snapshot(repository, revision, [file, *_SMALL_FILES])
-        if not (folder / file).is_file():
-            raise CheckpointError(f"the repository {repository} has no file {file}")
-        return folder / file
-    folder = _snapshot(repository, revision, [*_SMALL_FILES, *_SAFE])
-    if not any(folder.glob("*.safetensors")):
-        folder = _snapshot(repository, revision, [*_SMALL_FILES, *_PICKLED])
-    if not any(path.suffix in (".safetensors", *PICKLES) for path in folder.iterdir()):
-        raise CheckpointError(
-            f"the repository {repository} has no weights at its top level: name the file, as in {repository}/checkpoints/x.pt"
-        )
-    return folder
+    if file is None:
+        for usual in _USUAL_FILES:
+            folder = _snapshot(repository, revision, [*_SMALL_FILES, *usual])
+            if any(path.suffix in (".safetensors", *PICKLES) for path in folder.iterdir()):
+                return folder
+        file = _only_file(repository, revision)
+    folder = _snapshot(repository, revision, [*_SMALL_FILES, file])
+    if not (folder / file).is_file():
+        raise CheckpointError(f"the repository {repository} has no file {file}")
+    return folder / file
+
+
+def _only_file(repository: str, revision: str | None) -> str:
+    """The one file of weights in a repository without the usual names."""
+    from huggingface_hub import HfApi
+
+    names = _ask_hub(repository, revision, lambda: HfApi().list_repo_files(repository, revision=revision))
+    files = [name for name in names if Path(name).suffix in (".safetensors", *PICKLES)]
+    if len(files) == 1:
+        return files[0]
+    found = f"several checkpoints: {', '.join(files[:8])}" if files else "no weights that can be read"
+    example = f"; name one, as in {repository}/{files[0]}" if files else ""
+    raise CheckpointError(f"the repository {repository} holds {found}{example}")
 
 
 def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    command = f"hf download {repository}{f' --revision {revision}' if revision else ''} --local-dir {repository.split('/')[1]}"
-    elsewhere = f"On a machine with internet run `{command}`, copy the folder here, and give its path instead of the id"
+    return Path(
+        _ask_hub(repository, revision, lambda: snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    )
+
+
+def _ask_hub(repository: str, revision: str | None, question: Callable[[], Answer]) -> Answer:
+    """The hub's answer, or an error that says what to do."""
+    from huggingface_hub import errors
+
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        return question()
     except errors.GatedRepoError:
         raise CheckpointError(
             f"{repository} is gated: accept its terms at https://huggingface.co/{repository}, then run `hf auth login`"
@@ -121,4 +143,9 @@ def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Pat
     except Exception as error:
         # What else goes wrong depends on the client's version and its transport: no network, a full disk, a proxy.
         first = str(error).strip().split("\n", 1)[0]
-        raise CheckpointError(f"{repository} could not be fetched ({type(error).__name__}: {first}). {elsewhere}") from None
+        flag = f" --revision {revision}" if revision else ""
+        raise CheckpointError(
+            f"{repository} is no folder here, and could not be fetched ({type(error).__name__}: {first}). On a machine with "
+            f"internet run `hf download {repository}{flag} --local-dir {repository.split('/')[1]}`, copy the folder here, and "
+            "give its path instead of the id"
+        ) from None

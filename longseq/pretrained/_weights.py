@@ -120,8 +120,10 @@ def _stand_ins(path: Path) -> list[Any]:
 
 
 def _refusal(path: Path, error: str) -> CheckpointError:
-    found = re.search(r"GLOBAL (\S+)|Unsupported (?:class|global|operand)[^.]*", error)
-    if found is None:
+    found = re.search(r"GLOBAL (\S+)|Unsupported (?:class|global|operand)[^.\n]*", error)
+    with path.open("rb") as file:
+        is_pickle = file.read(4).startswith((b"\x80", b"PK\x03\x04"))
+    if found is None or not is_pickle:
         return CheckpointError(f"{path} is truncated or corrupted ({path.stat().st_size} bytes): it is no PyTorch file")
     what = found.group(1) or found.group(0)
     return CheckpointError(

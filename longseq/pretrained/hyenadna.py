@@ -153,7 +153,7 @@ def _positions(z_1LE: torch.Tensor) -> torch.Tensor:
 def _apply_switches(renaming: Renaming, layer: dict[str, Any]) -> None:
     """Options that are a value of parameters here: no window is one that does not decay, no bias is a bias of zero."""
     for name, tensor in renaming.tensors.items():
-        if name.endswith("filter.bias") and layer.get("use_bias", True) is False:
+        if name.endswith(".filter.bias") and layer.get("use_bias", True) is False:
             renaming.tensors[name] = torch.zeros_like(tensor)
-        if name.endswith("filter.deltas") and layer.get("modulate", True) is False:
+        if name.endswith(".filter.deltas") and layer.get("modulate", True) is False:
             renaming.tensors[name] = torch.zeros_like(tensor)

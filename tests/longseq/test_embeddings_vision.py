@@ -21,7 +21,9 @@ def test_a_patch_is_a_strided_convolution() -> None:
     x = torch.rand(2, 3, 8, 12)
     out, mask = module(x)
     z = (x - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) / torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
-    expected = F.conv2d(z, module.projection.weight.view(6, 3, 4, 4), module.projection.bias, stride=4).flatten(2).transpose(1, 2)
+    expected = (
+        F.conv2d(z, module.projection.weight.view(6, 3, 4, 4), module.projection.bias, stride=4).flatten(2).transpose(1, 2)
+    )
     assert mask is None
     torch.testing.assert_close(out, expected)
 
@@ -29,7 +31,9 @@ def test_a_patch_is_a_strided_convolution() -> None:
 def test_a_tubelet_is_a_convolution_over_time_too() -> None:
     module = TubeletEmbedding(5, size=(4, 4), frames=6, patch=2, tube=3, n_channels=2, positions="none")
     x = torch.rand(2, 6, 2, 4, 4)
-    expected = F.conv3d(x.transpose(1, 2), module.projection.weight.view(5, 2, 3, 2, 2), module.projection.bias, stride=(3, 2, 2))
+    expected = F.conv3d(
+        x.transpose(1, 2), module.projection.weight.view(5, 2, 3, 2, 2), module.projection.bias, stride=(3, 2, 2)
+    )
     torch.testing.assert_close(module(x)[0], expected.flatten(2).transpose(1, 2))
 
 

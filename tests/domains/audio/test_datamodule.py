@@ -73,7 +73,9 @@ def test_random_crops_change_with_the_epoch_and_repeat_with_the_seed(folders: Pa
     first, second = rows(made, epoch=0), rows(made, epoch=1)
     assert all(np.array_equal(a["inputs"], b["inputs"]) for a, b in zip(first, rows(again, epoch=0), strict=True))
     assert any(not np.array_equal(a["inputs"], b["inputs"]) for a, b in zip(first, second, strict=True))
-    assert all(np.array_equal(a["inputs"], b["inputs"]) for a, b in zip(rows(made, "val", 0), rows(made, "val", 1), strict=True))
+    assert all(
+        np.array_equal(a["inputs"], b["inputs"]) for a, b in zip(rows(made, "val", 0), rows(made, "val", 1), strict=True)
+    )
 
 
 def test_noise_has_the_ratio_that_was_asked_for(folders: Path) -> None:
@@ -229,7 +231,7 @@ def test_mistakes_are_answered(folders: Path) -> None:
         AudioData(task="classification", mixupp=1.0)
     with pytest.raises(DataError, match="no column 'text'"):
         data("ctc", train=str(folders))
-    with pytest.raises(ConfigError, match="needs data.events"):
+    with pytest.raises(ConfigError, match=r"needs data.events"):
         data("frames", train=str(folders))
     with pytest.raises(DataError, match="no clips are left for test"):
         data(train=str(folders), test_fraction=0.0)

@@ -45,16 +45,16 @@ def test_channels_are_averaged(tmp_path: Path) -> None:
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="gone.wav: there is no such file"):
+    with pytest.raises(DataError, match=r"gone.wav: there is no such file"):
         read_header(tmp_path / "gone.wav")
     (tmp_path / "empty.wav").touch()
-    with pytest.raises(DataError, match="empty.wav: the file is empty"):
+    with pytest.raises(DataError, match=r"empty.wav: the file is empty"):
         read_header(tmp_path / "empty.wav")
     (tmp_path / "text.wav").write_text("no sound at all, only words")
-    with pytest.raises(DataError, match="text.wav: not a sound file"):
+    with pytest.raises(DataError, match=r"text.wav: not a sound file"):
         read_header(tmp_path / "text.wav")
     write(tmp_path / "none.wav", np.zeros(0, dtype=np.float32))
-    with pytest.raises(DataError, match="none.wav: holds no samples"):
+    with pytest.raises(DataError, match=r"none.wav: holds no samples"):
         read_header(tmp_path / "none.wav")
 
 

@@ -74,7 +74,7 @@ def test_manifest_mistakes_name_the_line(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message):
             opened(bad)
     bad.write_text("wavfile,label\na.wav,x\n")
-    with pytest.raises(DataError, match="did you mean data.path_column=wavfile"):
+    with pytest.raises(DataError, match=r"did you mean data.path_column=wavfile"):
         read_source(bad, ReadOptions(path_column="wav_file"))
     jsonl = tmp_path / "bad.jsonl"
     jsonl.write_text('{"path": "a.wav"}\n{"path": \n')
@@ -178,7 +178,7 @@ def test_split_mistakes_are_answered() -> None:
         make_split(clips, test_groups=["a"])
     with pytest.raises(DataError, match="'z' is not among the groups"):
         make_split(clips, group_column="speaker", test_groups=["z"])
-    with pytest.raises(DataError, match="did you mean data.group_column=speaker"):
+    with pytest.raises(DataError, match=r"did you mean data.group_column=speaker"):
         make_split(clips, group_column="speakers")
     with pytest.raises(ConfigError, match="leave something"):
         make_split(clips, val_fraction=0.6, test_fraction=0.5)

@@ -134,7 +134,9 @@ def test_resizing(tmp_path: Path, read: Read, resize: str) -> None:
 
 
 def test_a_patch_that_does_not_fit_is_answered_with_those_that_do(image_npz: Path, read: Read) -> None:
-    with pytest.raises(ConfigError, match=r"data\.patch=5 does not divide images of 12 x 12 pixels; patches that do: 1, 2, 3, 4, 6, 12"):
+    with pytest.raises(
+        ConfigError, match=r"data\.patch=5 does not divide images of 12 x 12 pixels; patches that do: 1, 2, 3, 4, 6, 12"
+    ):
         read(image_npz, patch=5, size=12)
     assert read(image_npz, patch=5).tokenizer.size == (10, 10)
     assert read(image_npz, patch=3).grid == (4, 4)

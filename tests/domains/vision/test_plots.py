@@ -63,6 +63,7 @@ def test_images_that_are_gone_leave_a_note(image_npz: Path, tmp_path: Path) -> N
 def test_saliency_is_where_the_class_is(image_npz: Path, read: Read) -> None:
     data = read(image_npz, patch=3)
     model = make_model(data, ImageClassification(data.labels))
+
     # A model that reads the first patch alone.
     class FirstPatch(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,12 @@ def test_a_table_of_paths(image_folder: Path, tmp_path: Path, read: Read) -> Non
     frame["patient"] = [f"p{i // 3}" for i in range(len(frame))]
     frame.to_csv(tmp_path / "table.csv", index=False)
     data = read(
-        tmp_path / "table.csv", path_column="file", label_column="side", group_column="patient", val_fraction=0.2, test_fraction=0.2
+        tmp_path / "table.csv",
+        path_column="file",
+        label_column="side",
+        group_column="patient",
+        val_fraction=0.2,
+        test_fraction=0.2,
     )
     groups = [set(np.asarray(data.rows(name).records.groups)) for name in ("train", "val", "test")]
     assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
@@ -67,7 +72,9 @@ def test_a_table_names_the_splits(image_folder: Path, tmp_path: Path, read: Read
     paths = sorted(image_folder.rglob("*.png"))
     split = ["train"] * 20 + ["val"] * 5 + ["test"] * 5
     order = np.random.default_rng(0).permutation(30)
-    frame = pd.DataFrame({"path": [str(paths[i]) for i in order], "label": [paths[i].parent.name for i in order], "split": split})
+    frame = pd.DataFrame(
+        {"path": [str(paths[i]) for i in order], "label": [paths[i].parent.name for i in order], "split": split}
+    )
     frame.to_csv(tmp_path / "t.csv", index=False)
     assert [len(rows) for rows in read(tmp_path / "t.csv").splits.values()] == [20, 5, 5]
 
@@ -107,7 +114,7 @@ def test_pickles_are_refused(tmp_path: Path, read: Read) -> None:
         read(tmp_path / "objects.npz")
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"\x80\x02")
-    with pytest.raises(DataError, match="pickles.*binary version"):
+    with pytest.raises(DataError, match=r"pickles.*binary version"):
         read(tmp_path / "cifar-10-batches-py")
     (tmp_path / "train.pkl").write_bytes(b"\x80\x02")
     with pytest.raises(DataError, match="pickled files are refused"):
@@ -131,13 +138,13 @@ def test_broken_idx_files(tmp_path: Path) -> None:
     write_idx(tmp_path / "train-images-idx3-ubyte", pictures(4)[0])
     whole = (tmp_path / "train-images-idx3-ubyte").read_bytes()
     (tmp_path / "cut-idx3-ubyte").write_bytes(whole[:-1])
-    with pytest.raises(DataError, match="4 x 12 x 12 values in 576 bytes, the file holds 575"):
+    with pytest.raises(DataError, match=r"4 x 12 x 12 values in 576 bytes, the file holds 575"):
         read_idx(tmp_path / "cut-idx3-ubyte")
     (tmp_path / "other-idx3-ubyte").write_bytes(b"GIF89a..........")
     with pytest.raises(DataError, match="does not begin like an idx file"):
         read_idx(tmp_path / "other-idx3-ubyte")
     (tmp_path / "x-idx3-ubyte.gz").write_bytes(gzip.compress(whole)[:-20])
-    with pytest.raises(DataError, match="x-idx3-ubyte.gz"):
+    with pytest.raises(DataError, match=r"x-idx3-ubyte.gz"):
         read_idx(tmp_path / "x-idx3-ubyte.gz")
 
 
@@ -190,7 +197,7 @@ def test_floats_are_shares_or_bytes(tmp_path: Path) -> None:
     expected = np.rint(shares * 255).astype(np.uint8)
     np.testing.assert_array_equal(ArrayStore([shares], ["x"]).read(1)[0, ..., 0], expected[1])
     np.testing.assert_array_equal(ArrayStore([shares * 255], ["x"]).read(1)[0, ..., 0], expected[1])
-    with pytest.raises(DataError, match="from -0.5 to 0.5.*undo a normalisation"):
+    with pytest.raises(DataError, match=r"from -0.5 to 0.5.*undo a normalisation"):
         ArrayStore([shares - 0.5], ["x"])
     with pytest.raises(DataError, match=r"shape \(2, 4\).*expected \(N, H, W\)"):
         ArrayStore([shares[:, 0]], ["x"])
@@ -198,7 +205,11 @@ def test_floats_are_shares_or_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
 def test_every_mode_of_pil_becomes_bytes(mode: str) -> None:
-    image = Image.fromarray(np.full((4, 4), 40_000, np.uint16)) if mode == "I;16" else Image.new(mode, (4, 4), 1 if mode == "1" else None)
+    image = (
+        Image.fromarray(np.full((4, 4), 40_000, np.uint16))
+        if mode == "I;16"
+        else Image.new(mode, (4, 4), 1 if mode == "1" else None)
+    )
     pixels = as_pixels(image)
     assert pixels.dtype == np.uint8 and pixels.shape in ((4, 4, 1), (4, 4, 3))
     if mode == "I;16":
@@ -219,13 +230,13 @@ def test_a_turned_photo_is_turned_back(tmp_path: Path) -> None:
 
 
 def test_missing_and_unknown_sources(tmp_path: Path, read: Read) -> None:
-    with pytest.raises(DataError, match="nowhere.npz: there is no such file"):
+    with pytest.raises(DataError, match=r"nowhere.npz: there is no such file"):
         read(tmp_path / "nowhere.npz")
     (tmp_path / "model.xyz").write_text("x")
     with pytest.raises(DataError, match=r"model.xyz: not a kind of file"):
         read(tmp_path / "model.xyz")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="found no images.*one folder per class"):
+    with pytest.raises(DataError, match=r"found no images.*one folder per class"):
         read(tmp_path / "empty")
     (tmp_path / "t.csv").write_text("file,label\na.png,1\n")
     with pytest.raises(DataError, match="no column 'path'; found file, label"):

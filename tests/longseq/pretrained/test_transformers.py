@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from longseq.backbones.longformer import global_tokens
 from longseq.checkpoint import load_model, save_model
 from longseq.pretrained import detect_format, load_pretrained
+from longseq.registry import create_mixer
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -143,3 +144,25 @@ def test_a_new_head_is_initialised_and_the_backbone_is_not(tmp_path: Path) -> No
         assert largest_error(ours.features(ids), theirs.backbone(ids).last_hidden_state) <= TOLERANCE
     with pytest.raises(TypeError, match="did you mean"):
         load_pretrained(tmp_path / "m", dropuot=0.1)
+
+
+def test_the_norms_of_falcon_hold_in_streaming_and_in_bfloat16() -> None:
+    layer = create_mixer("mamba", 32, bcdt_norm=True, bcdt_norm_eps=1e-3)
+    randomise(layer)
+    x, state = torch.randn(2, 23, 32), layer.init_state(2)
+    expected = layer(x)
+    assert (expected - create_mixer_like(layer, bcdt_norm=False)(x)).abs().max() > 1e-2
+    first, state = layer.forward_chunk(x[:, :10], state)
+    steps = []
+    for t in range(10, 23):
+        y, state = layer.step(x[:, t], state)
+        steps.append(y)
+    torch.testing.assert_close(torch.cat([first, torch.stack(steps, 1)], 1), expected, rtol=1e-4, atol=1e-5)
+    half = layer.to(torch.bfloat16)(x.bfloat16())
+    assert half.dtype == torch.bfloat16 and half.isfinite().all()
+
+
+def create_mixer_like(layer: nn.Module, **options: Any) -> nn.Module:
+    other = create_mixer("mamba", 32, **options)
+    other.load_state_dict(layer.state_dict())
+    return other

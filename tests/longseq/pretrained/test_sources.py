@@ -1,0 +1,277 @@
+"""Where checkpoints come from: folders, files, runs, the hub; and files that are broken or cannot be trusted."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub import errors
+from safetensors.torch import save_file
+
+from longseq.checkpoint import save_model
+from longseq.errors import CheckpointError
+from longseq.model import build_model
+from longseq.pretrained import detect_format, list_formats, list_pretrained, load_pretrained
+
+CONFIG = {"hidden_size": 8, "state_size": 4, "conv_kernel": 4, "num_hidden_layers": 1, "vocab_size": 8, "model_type": "mamba"}
+
+
+def mamba_weights() -> dict[str, torch.Tensor]:
+    model = build_model(
+        {
+            "embedding": {"name": "token", "vocab_size": 8},
+            "backbone": {"name": "mamba", "d_model": 8, "n_layers": 1, "d_state": 4},
+            "head": {"name": "token", "n_outputs": 8, "tie": True},
+        }
+    )
+    names = {
+        "embedding.embedding.weight": "backbone.embeddings.weight",
+        "backbone.final_norm.weight": "backbone.norm_f.weight",
+        "backbone.blocks.0.norm1.weight": "backbone.layers.0.norm.weight",
+    }
+    weights = {names.get(name, name.replace("blocks", "layers")): x for name, x in model.state_dict().items()}
+    del weights["head.projection.weight"]
+    return weights
+
+
+class Evil:
+    """Unpickled without care, it would create a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_every_known_checkpoint_has_a_format_and_an_id_of_its_own() -> None:
+    known = list_pretrained()
+    assert len({info.id for info in known}) == len(known) >= 30
+    assert {info.format for info in known} <= set(list_formats())
+    assert all(str(info) == info.id and info.id.count("/") == 1 for info in known)
+    small = next(info for info in known if info.id == "LongSafari/hyenadna-small-32k-seqlen-hf")
+    assert (small.format, small.domain, small.length) == ("hyenadna", "dna", 32770)
+
+
+def test_a_folder_a_file_and_a_sharded_folder_are_the_same(write_checkpoint: Callable[..., Path]) -> None:
+    weights, ids = mamba_weights(), torch.randint(8, (1, 9))
+    whole = write_checkpoint(CONFIG, weights)
+    expected = load_pretrained(whole)[0](ids)
+    assert torch.equal(load_pretrained(whole / "model.safetensors")[0](ids), expected)
+    sharded = write_checkpoint(CONFIG, {}, "unused.pt")
+    (sharded / "unused.pt").unlink()
+    half = len(weights) // 2
+    parts = {"a.safetensors": dict(list(weights.items())[:half]), "b.safetensors": dict(list(weights.items())[half:])}
+    for file, part in parts.items():
+        save_file(part, sharded / file)
+    index = {"weight_map": {name: file for file, part in parts.items() for name in part}}
+    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert torch.equal(load_pretrained(sharded)[0](ids), expected)
+    (sharded / "b.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="1 of 2 shards"):
+        load_pretrained(sharded)
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../model.safetensors"}}))
+    with pytest.raises(CheckpointError, match="outside its folder"):
+        load_pretrained(sharded)
+
+
+def test_a_run_folder_is_its_model(tmp_path: Path) -> None:
+    config = {
+        "embedding": {"name": "token", "vocab_size": 8},
+        "backbone": {"name": "gru", "d_model": 8, "n_layers": 1},
+        "head": {"name": "pool", "n_outputs": 2},
+        "labels": ["a", "b"],
+    }
+    saved = build_model(config).eval()
+    save_model(saved, tmp_path / "run" / "model")
+    model, report = load_pretrained(tmp_path / "run")
+    ids = torch.randint(8, (2, 5))
+    assert torch.equal(model(ids), saved(ids))
+    assert report.format == "longseq" and model.config["labels"] == ["a", "b"]
+    assert len(report.matched) == len(saved.state_dict())
+    _, report = load_pretrained(tmp_path / "run", head={"name": "pool", "n_outputs": 4})
+    assert set(report.reinitialized) == {"head.projection.weight", "head.projection.bias"}
+
+
+def test_a_pickle_that_wants_to_run_something_is_refused(write_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write_checkpoint(CONFIG, mamba_weights(), "pytorch_model.bin", hyper_parameters=Evil(tmp_path / "created"))
+    with pytest.raises(CheckpointError, match=r"refused.*would run code"):
+        load_pretrained(folder)
+    assert not (tmp_path / "created").exists()
+
+
+def test_hyperparameters_beside_the_weights_are_left_alone(write_checkpoint: Callable[..., Path]) -> None:
+    omegaconf = pytest.importorskip("omegaconf")
+    hyper = omegaconf.OmegaConf.create({"model": {"d_model": 8}, "path": ["a", 1]})
+    folder = write_checkpoint(CONFIG, mamba_weights(), "weights.ckpt", hyper_parameters=hyper)
+    with pytest.raises(Exception, match="omegaconf"):
+        torch.load(folder / "weights.ckpt", weights_only=True)
+    model, report = load_pretrained(folder)
+    assert report.format == "mamba" and model(torch.zeros(1, 3, dtype=torch.long)).isfinite().all()
+
+
+def damage_end(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def damage_header(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[2:40] = bytes(38)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    "damage", [damage_end, damage_header, lambda path: path.write_bytes(b""), lambda path: path.write_text("<html>")]
+)
+def test_damaged_files(write_checkpoint: Callable[..., Path], file: str, damage: Callable[[Path], Any]) -> None:
+    folder = write_checkpoint(CONFIG, mamba_weights(), file)
+    damage(folder / file)
+    with pytest.raises(CheckpointError, match="truncated or corrupted"):
+        load_pretrained(folder)
+
+
+def test_weights_that_are_no_weights(write_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    weights = mamba_weights()
+    weights["backbone.norm_f.weight"][3] = float("nan")
+    with pytest.raises(CheckpointError, match=r"NaN or infinity, backbone\.norm_f\.weight first"):
+        load_pretrained(write_checkpoint(CONFIG, weights))
+    with pytest.raises(CheckpointError, match=r"no known checkpoint format.*model_type in its config: mamba.*known: caduceus"):
+        load_pretrained(write_checkpoint(CONFIG, {"conv.weight": torch.zeros(2)}))
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match="holds a list"):
+        load_pretrained(tmp_path / "list.pt")
+    torch.save({"epoch": 3}, tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match="no tensors; found epoch"):
+        load_pretrained(tmp_path / "list.pt")
+    (tmp_path / "weights.txt").write_text("x")
+    with pytest.raises(CheckpointError, match="neither safetensors"):
+        load_pretrained(tmp_path / "weights.txt")
+
+
+def test_folders_that_are_no_checkpoints(write_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write_checkpoint(CONFIG, mamba_weights())
+    with pytest.raises(CheckpointError, match="unknown checkpoint format 'mambo'; known: caduceus"):
+        load_pretrained(folder, format="mambo")
+    for content, problem in (("{", "not valid JSON"), ("[1]", "holds a list"), ("{}", "lacks 'vocab_size'.*no keys at all")):
+        (folder / "config.json").write_text(content)
+        with pytest.raises(CheckpointError, match=problem):
+            load_pretrained(folder)
+    (folder / "model.safetensors").rename(folder / "one.safetensors")
+    save_file({"x": torch.zeros(1)}, folder / "two.safetensors")
+    with pytest.raises(CheckpointError, match=r"several checkpoints \(one.safetensors, two.safetensors\)"):
+        load_pretrained(folder)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        load_pretrained(tmp_path / "empty")
+    with pytest.raises(CheckpointError, match="does not exist here"):
+        load_pretrained(tmp_path / "nowhere")
+
+
+def test_a_failed_load_says_so_before_a_weight_is_copied(
+    write_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = mamba_weights()
+    del weights["backbone.layers.0.mixer.D"]
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda *args, **kwargs: pytest.fail("copied"))
+    with pytest.raises(CheckpointError, match=r"1 missing: backbone\.blocks\.0\.mixer\.D"):
+        load_pretrained(write_checkpoint(CONFIG, weights))
+
+
+# -- the hub, without a network
+
+
+def fake_hub(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[dict[str, Any]]:
+    """Answers downloads with the files of a folder that the patterns select."""
+    calls: list[dict[str, Any]] = []
+    copy = folder.parent / f"cache-{len(list(folder.parent.iterdir()))}"
+
+    def download(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        calls.append({"repository": repository, "revision": revision, "patterns": allow_patterns})
+        for path in folder.rglob("*"):
+            relative = path.relative_to(folder)
+            if path.is_file() and any(relative.match(pattern) for pattern in allow_patterns):
+                (copy / relative).parent.mkdir(parents=True, exist_ok=True)
+                (copy / relative).write_bytes(path.read_bytes())
+        copy.mkdir(exist_ok=True)
+        return str(copy)
+
+    def listed(self: Any, repository: str, *, revision: str | None) -> list[str]:
+        return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", listed)
+    return calls
+
+
+def test_safetensors_are_fetched_and_pickles_only_where_there_are_none(
+    write_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_checkpoint(CONFIG, mamba_weights())
+    (folder / "modeling_mamba.py").write_text("raise SystemExit")
+    (folder / "consolidated.safetensors").write_text("the same again, large")
+    (folder / "pytorch_model.bin").write_text("the same again, large")
+    calls = fake_hub(monkeypatch, folder)
+    _, report = load_pretrained("someone/mamba", revision="v1")
+    assert report.source == "someone/mamba" and len(calls) == 1 and calls[0]["revision"] == "v1"
+    fetched = next(folder.parent.glob("cache-*"))
+    assert sorted(path.name for path in fetched.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_pickles_and_named_files_of_a_repository(
+    write_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_checkpoint(CONFIG, mamba_weights(), "pytorch_model.bin")
+    calls = fake_hub(monkeypatch, folder)
+    model, _ = load_pretrained("someone/mamba")
+    assert len(calls) == 2 and "pytorch_model.bin" in calls[1]["patterns"]
+    assert model.config["pretrained"] == {"source": "someone/mamba", "format": "mamba"}
+    load_pretrained("someone/mamba/pytorch_model.bin")
+    assert calls[-1]["patterns"][-1] == "pytorch_model.bin"
+    with pytest.raises(CheckpointError, match=r"has no file checkpoints/x\.pt"):
+        load_pretrained("someone/mamba/checkpoints/x.pt")
+
+
+def test_a_repository_of_several_checkpoints_is_not_fetched_whole(
+    write_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_checkpoint(CONFIG, mamba_weights(), "one_in1k.pth")
+    fake_hub(monkeypatch, folder)
+    assert load_pretrained("someone/vision")[1].format == "mamba"
+    (folder / "two_in1k.pth").write_text("large")
+    calls = fake_hub(monkeypatch, folder)
+    with pytest.raises(CheckpointError, match=r"several checkpoints: one_in1k\.pth, two.*as in someone/other/one_in1k\.pth"):
+        load_pretrained("someone/other")
+    assert all("two_in1k.pth" not in call["patterns"] for call in calls)
+
+
+def made(kind: type[Exception], text: str) -> Exception:
+    # Without a response, whose type depends on the client's version.
+    return kind.__new__(kind, text)
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (made(errors.GatedRepoError, "gated"), "is gated: accept its terms"),
+        (made(errors.RepositoryNotFoundError, "none"), "neither a folder here nor a repository"),
+        (made(errors.RevisionNotFoundError, "none"), "no revision 'v9'"),
+        (made(errors.LocalEntryNotFoundError, "offline"), "hf download owner/name --revision v9 --local-dir name"),
+        (ConnectionError("no route"), r"ConnectionError: no route.*copy the folder here"),
+    ],
+)
+def test_what_the_hub_answers_is_passed_on(error: Exception, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> str:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(CheckpointError, match=problem):
+        load_pretrained("owner/name", revision="v9")
+
+
+def test_detection_by_names_and_config(write_checkpoint: Callable[..., Path]) -> None:
+    assert detect_format(write_checkpoint(CONFIG, mamba_weights())) == "mamba"
+    assert detect_format(write_checkpoint(None, mamba_weights())) == "mamba"
