@@ -108,7 +108,8 @@ def score_forecaster(forecaster: Forecaster, rows: ForecastRows, scale: Scale) -
         std = scale.std_SC[which][:, :n_targets].astype(np.float32)
         forecast = forecaster(past, std[:, None]).astype(np.float32)
         tensors = (forecast[..., None], future, std, scale.mase_SC[which][:, :n_targets])
-        more = forecast_sums(*(torch.from_numpy(np.ascontiguousarray(t)) for t in tensors), [0.5])
+        a, b, c, d = (torch.from_numpy(np.ascontiguousarray(t)) for t in tensors)
+        more = forecast_sums(a, b, c, d, [0.5])
         sums, counts = sums + more[0], counts + more[1]
     found = {name: float(sums[i] / counts[i]) for i, name in enumerate(POINT)}
     found |= {name: found[mean] ** 0.5 for name, mean in ROOTS.items()}
@@ -178,7 +179,8 @@ def _score_filled(test: SpanRows, scale: Scale, fill: Callable[[dict[str, Any]],
         truth = np.where(row["hidden"], row["values"], np.nan)
         filled = np.nan_to_num(np.asarray(fill(row)))
         tensors = (filled[None, ..., None], truth[None], scale.std_SC[[row["series"]]], scale.mase_SC[[row["series"]]])
-        more = forecast_sums(*(torch.from_numpy(np.array(t, dtype=np.float64)) for t in tensors), [0.5])
+        a, b, c, d = (torch.from_numpy(np.array(t, dtype=np.float64)) for t in tensors)
+        more = forecast_sums(a, b, c, d, [0.5])
         sums, counts = sums + more[0], counts + more[1]
     found = {name: float(sums[i] / counts[i]) for i, name in enumerate(POINT)}
     return found | {name: found[mean] ** 0.5 for name, mean in ROOTS.items()}
@@ -244,7 +246,7 @@ def classification_baselines(
         mean, std = features.mean(0), features.std(0)
         std = np.where(std > 0, std, 1.0)
         model = RidgeClassifier(alpha=1.0).fit((features - mean) / std, train_labels)
-        predicted = model.predict((more - mean) / std)
+        predicted = np.asarray(model.predict((more - mean) / std), dtype=np.int64)
         found["ridge on features"] = np.eye(n_classes)[predicted]
     return found
 

@@ -92,7 +92,7 @@ def window_names(
         ids.append(rows.series.ids[series])
         origins.append(rows.series.time(series, first - 1))
         times.append(rows.series.times(series, first, steps))
-    found: dict[str, Sequence[Any]] = {"id": np.array(ids, dtype=object)[inverse].tolist()}
+    found: dict[str, Any] = {"id": np.array(ids, dtype=object)[inverse].tolist()}
     if task != "anomaly":
         found["channel"] = np.array(channels, dtype=object)[channel].tolist()
     if task == "forecasting":

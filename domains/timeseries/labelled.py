@@ -74,8 +74,8 @@ def padded(values_NL1: np.ndarray, length: int) -> np.ndarray:
 def _read_file(path: Any, options: ReadOptions, counts: dict[str, Any], label_column: str | None) -> LabelledSeries:
     table = read_table(path, encoding=options.encoding, decimal=options.decimal, header=False)
     # A header is a first line whose second cell is no number.
-    second = table.frame.iloc[0, 1] if table.frame.shape[1] > 1 else None
-    if isinstance(second, str) and pd.isna(pd.to_numeric(second, errors="coerce")):
+    second: Any = table.frame.iloc[0, 1] if table.frame.shape[1] > 1 else None
+    if isinstance(second, str) and not is_number(second):
         table = read_table(path, encoding=options.encoding, decimal=options.decimal)
     counts |= table.notes
     column = table.frame.columns[0] if label_column is None else label_column
@@ -96,6 +96,15 @@ def _read_file(path: Any, options: ReadOptions, counts: dict[str, Any], label_co
     kept = np.flatnonzero(~empty)
     names = np.array([label_text(labels.iloc[i]) for i in kept], dtype=object)
     return LabelledSeries(values[kept][..., None], names, [table.where(int(i)) for i in kept])
+
+
+def is_number(text: str) -> bool:
+    """Whether a text can be read as a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def label_text(label: Any) -> str:

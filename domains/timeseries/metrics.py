@@ -41,7 +41,7 @@ class MeanOfSums(Metric):
 
 def mean_metrics(names: Sequence[str]) -> MetricCollection:
     """A metric for each name; `rmse` is the root of what stands at `mse`."""
-    found: dict[str, Metric] = {name: MeanOfSums(i, root=name in ROOTS) for i, name in enumerate(names)}
+    found: dict[str, Metric | MetricCollection] = {name: MeanOfSums(i, root=name in ROOTS) for i, name in enumerate(names)}
     return MetricCollection(found, compute_groups=False)
 
 

@@ -1,5 +1,7 @@
 """Real data small enough to be part of scikit-learn: 1,797 handwritten digits of 8 x 8 pixels."""
 
+from typing import Any
+
 import numpy as np
 
 from longseq.domains.loading import stratified_split
@@ -13,7 +15,7 @@ def digit_arrays() -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (1797, 8, 8), their 17 values spread over 0 to 255, and digits (1797,)."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     images = np.rint(digits["images"] * (255.0 / 16.0)).astype(np.uint8)
     return images, np.asarray(digits["target"])
 

@@ -1,6 +1,6 @@
 """Front ends for sound: masks, lengths, and features as torchaudio computes them."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_a_trailing_channel_is_the_same(name: str, options: dict[str, Any]) -> N
 def test_exports_with_any_batch_and_length(name: str, options: dict[str, Any]) -> None:
     model = build(name, options)
     # Two positions at least: a count that may be one is a case of its own to torch.export.
-    length = torch.export.Dim("length", min=int(model.stride) + 1, max=8000)
+    length = torch.export.Dim("length", min=cast(int, model.stride) + 1, max=8000)
     sizes = {0: torch.export.Dim("batch", min=1, max=64), 1: length}
     program = torch.export.export(model, (torch.randn(2, 640),), dynamic_shapes={"x_BT": sizes})
     x = torch.randn(3, 811)

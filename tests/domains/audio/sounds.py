@@ -1,6 +1,7 @@
 """Small sound files for the tests, good and bad."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile as sf
@@ -13,7 +14,7 @@ def wave(seconds: float = 0.2, rate_hz: int = 8000, frequency_hz: float = 440.0,
     return (0.3 * np.sin(2 * np.pi * frequency_hz * t) + noise).astype(np.float32)
 
 
-def write(path: Path, samples: np.ndarray | None = None, rate_hz: int = 8000, **options: str) -> Path:
+def write(path: Path, samples: np.ndarray | None = None, rate_hz: int = 8000, **options: Any) -> Path:
     """Writes a file of the format that its name says."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sf.write(str(path), wave(rate_hz=rate_hz) if samples is None else samples, rate_hz, **options)

@@ -62,7 +62,7 @@ def test_ctc_loss_ignores_padding_and_impossible_rows() -> None:
     batch["output_lengths"] = torch.tensor([1, 1])
     loss = task.loss(outputs, batch)
     loss.backward()
-    assert torch.isfinite(loss) and torch.isfinite(outputs.grad).all()
+    assert outputs.grad is not None and torch.isfinite(loss) and torch.isfinite(outputs.grad).all()
 
 
 def test_frame_labels_ignore_padding() -> None:

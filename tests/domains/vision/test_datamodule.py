@@ -91,7 +91,7 @@ def test_labels_that_train_lacks(tmp_path: Path, read: Read) -> None:
         read(tmp_path / "a.npz", val_fraction=0.2)
     data = read(tmp_path / "a.npz", val_fraction=0.2, on_bad="skip")
     assert len(data.splits["test"]) == 5
-    assert data.rows("test").labels is not None and data.rows("test").labels.tolist() == [0, 1, 0, 1, 1]
+    assert np.asarray(data.rows("test").labels).tolist() == [0, 1, 0, 1, 1]
     assert data.row_names("test", np.array([4]))["id"] == ["a.npz:x_test[5]"]
 
 

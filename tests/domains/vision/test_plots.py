@@ -41,7 +41,7 @@ def test_errors_and_saliency(image_npz: Path, tmp_path: Path, read: Read) -> Non
     predictions = pd.DataFrame({**data.row_names("test", np.arange(n)), **columns}).astype({"label": str, "prediction": str})
     sections = figures(make_run(tmp_path, image_npz, "classification", predictions))
     assert [section.title for section in sections] == ["Worst errors", "What the model looks at"]
-    n_wrong = int((predictions["label"] != predictions["prediction"]).sum())
+    n_wrong = int(np.sum(np.asarray(predictions["label"] != predictions["prediction"])))
     assert sections[0].html.count("data:image/png;base64,") == n_wrong
     assert sections[1].html.count("data:image/png;base64,") == 8
     assert "pictures.npz:x_test[" in sections[0].html or "[0]" in sections[0].html

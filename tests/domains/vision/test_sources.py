@@ -89,7 +89,8 @@ def test_npz_members_and_their_splits(image_npz: Path, tmp_path: Path, read: Rea
     data = read(image_npz)
     assert len(data.splits["test"]) == 21
     assert len(data.splits["train"]) + len(data.splits["val"]) == 60
-    assert isinstance(data.rows("train").records.store.arrays[0], np.memmap)
+    store = data.rows("train").records.store
+    assert isinstance(store, ArrayStore) and isinstance(store.arrays[0], np.memmap)
     with np.load(image_npz) as arrays:
         np.savez_compressed(tmp_path / "other.npz", train_images=arrays["x_train"], train_labels=arrays["y_train"][:, None])
         np.testing.assert_array_equal(read_npz(image_npz)["train"].arrays[0], arrays["x_train"])

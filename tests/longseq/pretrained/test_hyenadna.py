@@ -154,7 +154,7 @@ def check(folder: Path, weights: dict[str, Tensor], **options: Any) -> Any:
     with torch.no_grad():
         expected = published(weights, ids, options.get("shift", 0.0))
         assert expected.abs().max() > 1
-        assert (model.double()(ids) - expected).abs().max() <= TOLERANCE
+        assert (model(ids) - expected).abs().max() <= TOLERANCE
     assert not report.unexpected and not report.missing and not report.reinitialized
     return report
 
