@@ -21,6 +21,7 @@ _PUBLIC = {
     "SequenceModel": "longseq.model",
     "load_model": "longseq.checkpoint",
     "save_model": "longseq.checkpoint",
+    "load_pretrained": "longseq.pretrained",
 }
 __all__ = [
     "Backbone",
@@ -31,6 +32,7 @@ __all__ = [
     "create_backbone",
     "list_backbones",
     "load_model",
+    "load_pretrained",
     "register_backbone",
     "save_model",
 ]
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from longseq.backbone import Backbone, Mixer, Stack
     from longseq.checkpoint import load_model, save_model
     from longseq.model import SequenceModel
+    from longseq.pretrained import load_pretrained
     from longseq.registry import create_backbone, list_backbones, register_backbone
 
 

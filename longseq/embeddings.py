@@ -1,5 +1,6 @@
 """Modules that turn what a tokenizer gives into `(B, L, D)`, each returning the mask that belongs to its output."""
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -80,15 +81,40 @@ class StrandEmbedding(nn.Module):
         return torch.cat([forward_BLD, reverse_BLD.flip(-1)], dim=-1), mask_BL
 
 
-EMBEDDINGS: dict[str, type[nn.Module]] = {
-    "token": TokenEmbedding,
-    "linear": LinearEmbedding,
-    "strand": StrandEmbedding,
+# Where each name's class stands; a domain's file is imported when one of its names is asked for.
+EMBEDDINGS: dict[str, str | type[nn.Module]] = {
+    "token": "longseq.embeddings:TokenEmbedding",
+    "linear": "longseq.embeddings:LinearEmbedding",
+    "strand": "longseq.embeddings:StrandEmbedding",
+    "waveform": "longseq.embeddings_audio:WaveformEmbedding",
+    "logmel": "longseq.embeddings_audio:LogMelEmbedding",
+    "mfcc": "longseq.embeddings_audio:MFCCEmbedding",
+    "series_patch": "longseq.embeddings_timeseries:SeriesPatchEmbedding",
+    "series_mixing": "longseq.embeddings_timeseries:SeriesMixingEmbedding",
+    "series_variate": "longseq.embeddings_timeseries:SeriesVariateEmbedding",
+    "series_point": "longseq.embeddings_timeseries:SeriesPointEmbedding",
+    "pixel": "longseq.embeddings_vision:PixelEmbedding",
+    "patch": "longseq.embeddings_vision:PatchEmbedding",
+    "tubelet": "longseq.embeddings_vision:TubeletEmbedding",
+    "roberta": "longseq.pretrained._modules:RobertaEmbedding",
 }
 
 
 def create_embedding(name: str, d_model: int, **options: Any) -> nn.Module:
     """An embedding by name, as a model's config.json holds it."""
-    if name not in EMBEDDINGS:
-        raise ValueError(f"unknown embedding {name!r}; known: {', '.join(EMBEDDINGS)}")
-    return EMBEDDINGS[name](d_model, **options)
+    return find_class("embedding", name, EMBEDDINGS)(d_model, **options)
+
+
+def find_class(what: str, name: str, places: dict[str, str | type[nn.Module]]) -> type[nn.Module]:
+    """The class that a table of classes and `module:Class` holds under a name.
+
+    Raises:
+        ValueError: for an unknown name; the message holds the known ones.
+    """
+    if name not in places:
+        raise ValueError(f"unknown {what} {name!r}; known: {', '.join(places)}")
+    place = places[name]
+    if not isinstance(place, str):
+        return place
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)

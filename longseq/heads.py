@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from longseq.embeddings import find_class
+
 POOLS = ("mean", "max", "first", "last")
 
 
@@ -131,16 +133,18 @@ class StrandTokenHead(nn.Module):
         return F.linear(forward_BLD, weight) + F.linear(reverse_BLD.flip(-1), weight[self.complement])
 
 
-HEADS: dict[str, type[nn.Module]] = {
-    "pool": PoolHead,
-    "token": TokenHead,
-    "strand_pool": StrandPoolHead,
-    "strand_token": StrandTokenHead,
+HEADS: dict[str, str | type[nn.Module]] = {
+    "pool": "longseq.heads:PoolHead",
+    "token": "longseq.heads:TokenHead",
+    "strand_pool": "longseq.heads:StrandPoolHead",
+    "strand_token": "longseq.heads:StrandTokenHead",
+    "class_token": "longseq.embeddings_vision:ClassTokenHead",
+    "forecast": "longseq.embeddings_timeseries:ForecastHead",
+    "masked_token": "longseq.pretrained._modules:MaskedTokenHead",
+    "first_token": "longseq.pretrained._modules:FirstTokenHead",
 }
 
 
 def create_head(name: str, d_model: int, **options: Any) -> nn.Module:
     """A head by name, as a model's config.json holds it."""
-    if name not in HEADS:
-        raise ValueError(f"unknown head {name!r}; known: {', '.join(HEADS)}")
-    return HEADS[name](d_model, **options)
+    return find_class("head", name, HEADS)(d_model, **options)

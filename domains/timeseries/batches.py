@@ -97,4 +97,5 @@ def window_names(
         found["channel"] = np.array(channels, dtype=object)[channel].tolist()
     if task == "forecasting":
         found |= {"last_observed": np.array(origins)[inverse], "step": (step + 1).tolist()}
-    return {**found, "time": np.stack(times)[inverse, step] if len(chosen) else []}
+    found["time"] = np.stack(times)[inverse, step] if len(chosen) else []
+    return found

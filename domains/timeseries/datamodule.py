@@ -325,7 +325,7 @@ class SeriesData(DomainData):
     def _read_labelled(self) -> dict[str, LabelledSeries]:
         if self.sources["train"] is None and self.sources["predict"] is None:
             self.counts["synthetic"] = demo.LABELLED_DESCRIPTION
-            sizes = {"train": 600, "val": 150, "test": 300}
+            sizes = {"train": 1000, "val": 200, "test": 500}
             return {
                 name: demo.make_labelled(n=n, length=self.tokenizer.lookback, seed=self.demo["seed"] + i)
                 for i, (name, n) in enumerate(sizes.items())

@@ -1,7 +1,5 @@
 """Synthetic series for trying everything without data: what tomorrow looks like follows from today, but not linearly."""
 
-from typing import Any
-
 import numpy as np
 
 from longseq.domains.timeseries.calendar_features import calendar_features, calendar_names
@@ -14,7 +12,7 @@ DESCRIPTION = (
     "hourly series, each a daily wave whose height follows from the day before by a chaotic rule, a weekly wave, a slow drift "
     "and noise"
 )
-LABELLED_DESCRIPTION = "bursts at a random place in noise; the class is whether the burst's frequency rises or falls"
+LABELLED_DESCRIPTION = "a bump up and a bump down at random places in noise; the class is which comes first"
 START = np.datetime64("2024-01-01T00:00:00", "ns")
 ANOMALIES = 40
 
@@ -22,7 +20,7 @@ ANOMALIES = 40
 def make_series(*, n_series: int, n_days: int, seed: int, calendar: tuple[str, ...] = (), anomalies: bool = False) -> SeriesSet:
     """Seasonal series with a rule that no linear forecast can hold.
 
-    The height of a day's wave is `a' = 3.7 a (1 - a)` of the day before: one day ahead it is nearly known, but the
+    The height of a day's wave is `a' = 3.95 a (1 - a)` of the day before: one day ahead it is nearly known, but the
     correlation between one day and the next is close to zero, so a linear map forecasts little more than the mean.
 
     Args:
@@ -63,7 +61,7 @@ def _channel(rng: np.random.Generator, steps: np.ndarray, n_days: int) -> np.nda
     heights = np.empty(n_days)
     heights[0] = rng.uniform(0.2, 0.8)
     for day in range(1, n_days):
-        heights[day] = np.clip(3.7 * heights[day - 1] * (1 - heights[day - 1]) + rng.normal(0, 0.01), 0.02, 0.98)
+        heights[day] = np.clip(3.95 * heights[day - 1] * (1 - heights[day - 1]) + rng.normal(0, 0.01), 0.02, 0.98)
     hour = steps % DAY
     # Zero at midnight, so that the wave has no jump where its height changes.
     wave = np.sin(np.pi * hour / DAY) ** 2 * (1 + 0.4 * np.sin(2 * np.pi * hour / DAY))
@@ -84,7 +82,9 @@ def _disturb(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
 
 
 def make_labelled(*, n: int, length: int, seed: int) -> LabelledSeries:
-    """Chirps in noise, of two classes; neither a nearest neighbour nor the power per band can tell them apart well.
+    """A bump up and a bump down at random places in noise, of two classes: which of them comes first.
+
+    Both classes have the same values and the same power in every band; only the order tells them apart.
 
     Args:
         n: number of series.
@@ -92,15 +92,15 @@ def make_labelled(*, n: int, length: int, seed: int) -> LabelledSeries:
         seed: chooses everything.
     """
     rng = np.random.default_rng(seed)
-    values: Any = rng.normal(0, 0.4, (n, length))
+    values = rng.normal(0, 0.7, (n, length))
     classes = rng.integers(0, 2, n)
-    size = length // 3
-    place = np.arange(size) / size
+    width = max(4, length // 14)
+    bump = 2 * np.hanning(width)
     for i in range(n):
-        low, high = rng.uniform(3, 5), rng.uniform(12, 16)
-        first, last = (low, high) if classes[i] else (high, low)
-        phase = 2 * np.pi * (first * place + (last - first) * place**2 / 2 + rng.uniform())
-        start = int(rng.integers(0, length - size))
-        values[i, start : start + size] += np.sin(phase) * np.hanning(size) * 1.5
-    labels = np.where(classes == 1, "rising", "falling").astype(object)
+        first = int(rng.integers(0, length - 2 * width))
+        second = int(rng.integers(first + width, length - width + 1))
+        sign = 1 if classes[i] == 1 else -1
+        values[i, first : first + width] += sign * bump
+        values[i, second : second + width] -= sign * bump
+    labels = np.where(classes == 1, "up first", "down first").astype(object)
     return LabelledSeries(values.astype(np.float32)[..., None], labels, [f"demo series {i + 1}" for i in range(n)])

@@ -31,7 +31,7 @@ def label_baselines(splits: dict[str, PixelRows], task: Task, seed: int) -> dict
     labels = torch.from_numpy(test.labels)
     constant = constant_prediction(train.labels, len(getattr(task, "labels", [])), task.name)
     names = {"classification": "majority class", "multilabel": "label frequencies", "regression": "mean"}
-    found = {names[task.name]: task.score_predictions(constant.expand(len(labels), -1), labels)}
+    found: dict[str, Row] = {names[task.name]: task.score_predictions(constant.expand(len(labels), -1), labels)}
     sample = {name: sample_rows(rows, seed) if name != "test" else np.arange(len(rows)) for name, rows in splits.items()}
     features, what = {}, ""
     for name, rows in splits.items():
@@ -165,7 +165,7 @@ def masked_baselines(test: MaskedRows, task: MaskedPatch) -> dict[str, Row]:
         filled = neighbour_means(cells, hidden, test.tokenizer)
         for name, guess in (("mean pixel", task.mean.expand_as(cells)), ("mean of neighbours", filled)):
             task.update(metrics[name], ((guess - task.mean) / task.std)[None], batch)
-    return {name: {key: float(value) for key, value in found.compute().items()} for name, found in metrics.items()}
+    return {name: {str(key): float(value) for key, value in found.compute().items()} for name, found in metrics.items()}
 
 
 def neighbour_means(cells: Tensor, hidden: Tensor, tokenizer: CellTokenizer, reach: float = 1.0) -> Tensor:

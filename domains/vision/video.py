@@ -69,17 +69,17 @@ class VideoStore(Store):
 
     def open(self, index: int) -> "FrameFolder | GIF | VideoArray | VideoFile":
         """The reader of one video, of the recent ones from memory."""
-        if index not in self._opened:
+        # Threads share the store: what one has just opened another may forget.
+        found = self._opened.get(index)
+        if found is None:
             path, where = self.paths[index], self.where(index)
             check_file(path, where)
-            if path.is_dir():
-                self._opened[index] = FrameFolder(path, where)
-            else:
-                kinds: dict[str, Any] = {".gif": GIF, ".npy": VideoArray, ".npz": VideoArray}
-                self._opened[index] = kinds.get(path.suffix.lower(), VideoFile)(path, where)
+            kinds: dict[str, Any] = {".gif": GIF, ".npy": VideoArray, ".npz": VideoArray}
+            kind = FrameFolder if path.is_dir() else kinds.get(path.suffix.lower(), VideoFile)
+            found = self._opened[index] = kind(path, where)
             while len(self._opened) > REMEMBERED:
                 self._opened.popitem(last=False)
-        return self._opened[index]
+        return found
 
     def header(self, index: int) -> Header:
         return self.open(index).header()
@@ -175,7 +175,8 @@ class VideoFile:
 
     def __init__(self, path: Path, where: str) -> None:
         self.path, self.where = path, where
-        self._times: np.ndarray | None = None
+        self._found: tuple[np.ndarray, np.ndarray] | None = None
+        self.numbered = False
         with self._opened() as (_, stream):
             self.promised = int(stream.frames)
             gray = stream.codec_context.pix_fmt is not None and stream.codec_context.pix_fmt.startswith("gray")
@@ -197,14 +198,20 @@ class VideoFile:
     @property
     def times(self) -> np.ndarray:
         """Time stamps of all frames in order, read once without decoding."""
-        if self._times is None:
+        return self._index()[0]
+
+    def _index(self) -> tuple[np.ndarray, np.ndarray]:
+        """Time stamps of all frames, and of those that decoding can begin at."""
+        if self._found is None:
             with self._opened() as (container, stream):
-                packets = [(packet.pts, packet.size) for packet in container.demux(stream)]
-            # The last packet only flushes the decoder. Some raw streams know no times: their frames are numbered.
-            stamps = [pts for pts, size in packets if size]
-            known = all(pts is not None for pts in stamps)
-            self._times = np.sort(np.array(stamps if known else range(-len(stamps), 0), dtype=np.int64))
-        return self._times
+                # The last packet only flushes the decoder.
+                packets = [(packet.pts, packet.is_keyframe) for packet in container.demux(stream) if packet.size]
+            # Raw streams know no times: their frames are numbered, and decoded from the first on.
+            self.numbered = any(time is None for time, _ in packets)
+            stamps = range(len(packets)) if self.numbered else [time for time, _ in packets]
+            keys = [] if self.numbered else [time for time, key in packets if key]
+            self._found = np.sort(np.array(stamps, dtype=np.int64)), np.sort(np.array(keys, dtype=np.int64))
+        return self._found
 
     def header(self) -> Header:
         return Header(self.promised or len(self.times), *self.size)
@@ -219,23 +226,31 @@ class VideoFile:
 
     def read(self, frames: Sequence[int]) -> np.ndarray:
         wanted = sorted(set(map(int, frames)))
-        times = self.times
+        times, keys = self._index()
         if wanted[-1] >= len(times):
             raise self._lies(len(times))
-        numbered = bool(times[0] < 0) and bool(times[-1] == -1)
-        places = {int(times[k]): k for k in wanted}
-        found = {}
+        before = keys[keys <= times[wanted[0]]]
+        found = self._decode(wanted, int(before[-1]) if len(before) else None)
+        if len(found) < len(wanted) and len(before):
+            # Some containers seek to a place from which the first frames cannot be decoded.
+            found = self._decode(wanted, None)
+        return pick_frames(found, frames, self.where, self.promised)
+
+    def _decode(self, wanted: Sequence[int], start: int | None) -> dict[int, np.ndarray]:
+        """Decodes from the keyframe at a time, or from the beginning, until all wanted frames are found."""
+        places = {int(self.times[k]): k for k in wanted}
+        last, found = int(self.times[wanted[-1]]), {}
         with self._opened() as (container, stream):
-            if not numbered and wanted[0] > 0:
-                container.seek(int(times[wanted[0]]), stream=stream, backward=True)
-            for k, frame in enumerate(container.decode(stream)):
-                place = (k if k in wanted else None) if numbered else places.get(frame.pts)
-                if place is not None:
-                    found[place] = frame.to_ndarray(format="gray" if self.size[2] == 1 else "rgb24")
-                if len(found) == len(wanted):
+            if start is not None:
+                container.seek(start, stream=stream, backward=True)
+            for number, frame in enumerate(container.decode(stream)):
+                time = number if self.numbered else frame.pts
+                if time in places:
+                    pixels = frame.to_ndarray(format="gray" if self.size[2] == 1 else "rgb24")
+                    found[places[time]] = pixels[..., None] if pixels.ndim == 2 else pixels
+                if len(found) == len(wanted) or (time is not None and time > last):
                     break
-        pixels = {k: image[..., None] if image.ndim == 2 else image for k, image in found.items()}
-        return pick_frames(pixels, frames, self.where, self.promised)
+        return found
 
     def _lies(self, n_found: int) -> DataError:
         return DataError(

@@ -1,10 +1,12 @@
 """Loading a published checkpoint into a model: everything is checked before the first weight is copied."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from longseq.errors import CheckpointError
@@ -53,16 +55,20 @@ def load_pretrained(
     _check_vocabulary(checkpoint, chosen, name)
     head = options.pop("head", None)
     own = {key: options.pop(key, default) for key, default in chosen.OPTIONS.items()}
-    config = chosen.model_config(checkpoint.config, weights, own)
+    with _strangers_file(checkpoint):
+        config = chosen.model_config(checkpoint.config, weights, own)
     config["backbone"] = {**config["backbone"], **options}
     config["pretrained"] = {"source": checkpoint.name, "format": name, **({"revision": revision} if revision else {})}
     if head is not None:
         config["head"] = dict(head)
     try:
         model = build_model(config)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
+        if isinstance(error, TypeError) and options:
+            raise
         raise CheckpointError(f"{checkpoint.name}: its config describes no network that can be built: {error}") from error
-    renaming = chosen.rename(weights, checkpoint.config, own)
+    with _strangers_file(checkpoint):
+        renaming = chosen.rename(weights, checkpoint.config, own)
     report = KeyReport(checkpoint.name, name, dropped=renaming.dropped, notes=renaming.notes)
     if head is not None:
         _drop_other_head(model, renaming)
@@ -71,12 +77,27 @@ def load_pretrained(
     return model.eval(), report
 
 
+@contextmanager
+def _strangers_file(checkpoint: Checkpoint) -> Iterator[None]:
+    """Any value of a config, and any tensor's shape, may be of another kind than a format expects."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.name}: {error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, ZeroDivisionError, RuntimeError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{checkpoint.name}: its config.json or tensors are not those of this format ({found})"
+        ) from error
+
+
 def _fit(model: SequenceModel, renaming: Renaming, report: KeyReport, allow_missing: Sequence[str]) -> dict[str, Tensor]:
     """What to copy; fills the report, or raises before anything is copied."""
     own = model.state_dict()
     tensors = dict(renaming.tensors)
     surplus = [name for name in tensors if name not in own]
-    displaced = [name for name in surplus if name != renaming.sources[name]]
+    # What a rule renamed, and anything in a file of ours, must have its place; other names are reported.
+    displaced = [name for name in surplus if name != renaming.sources[name] or report.format == "longseq"]
     other = [
         f"{renaming.sources[name]} {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
         for name in tensors
@@ -84,6 +105,7 @@ def _fit(model: SequenceModel, renaming: Renaming, report: KeyReport, allow_miss
     ]
     for name in surplus:
         report.unexpected[renaming.sources[name]] = tuple(tensors.pop(name).shape)
+    _merge_tied(own, tensors, renaming, report)
     for name, tensor in tensors.items():
         report.shapes[name] = tuple(tensor.shape)
         if renaming.sources[name] == name:
@@ -114,6 +136,18 @@ def _drop_other_head(model: SequenceModel, renaming: Renaming) -> None:
     for name in theirs:
         del renaming.tensors[name]
         renaming.dropped[renaming.sources.pop(name)] = "the head was replaced"
+
+
+def _merge_tied(own: dict[str, Tensor], tensors: dict[str, Tensor], renaming: Renaming, report: KeyReport) -> None:
+    """Of names that are one parameter in the model the first is loaded; a head never overwrites the embedding."""
+    first: dict[int, str] = {}
+    for name in sorted((name for name in tensors if own[name].numel()), key=lambda name: name.startswith("head.")):
+        holder = first.setdefault(own[name].data_ptr(), name)
+        if holder != name:
+            report.tied[name] = holder
+            if not torch.equal(tensors[name], tensors[holder]):
+                report.dropped[renaming.sources[name]] = f"replaced by {holder}, which this head shares"
+            del tensors[name]
 
 
 def _place_absent(

@@ -5,7 +5,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from longseq.embeddings import EMBEDDINGS, TokenEmbedding
-from longseq.embeddings_vision import VISION_EMBEDDINGS, VISION_HEADS
 from longseq.heads import HEADS, TokenHead
 from longseq.layers.norms import LayerNorm
 
@@ -102,9 +101,7 @@ class FirstTokenHead(nn.Module):
 
 
 def register_modules() -> None:
-    """Makes them known to `build_model`, and the vision front ends with them."""
-    embeddings: dict[str, type[nn.Module]] = {"roberta": RobertaEmbedding, **VISION_EMBEDDINGS}
-    heads: dict[str, type[nn.Module]] = {"masked_token": MaskedTokenHead, "first_token": FirstTokenHead, **VISION_HEADS}
-    for known, added in ((EMBEDDINGS, embeddings), (HEADS, heads)):
-        for name, module in added.items():
-            known.setdefault(name, module)
+    """Makes them known to `build_model`."""
+    EMBEDDINGS.setdefault("roberta", f"{__name__}:RobertaEmbedding")
+    HEADS.setdefault("masked_token", f"{__name__}:MaskedTokenHead")
+    HEADS.setdefault("first_token", f"{__name__}:FirstTokenHead")

@@ -40,7 +40,8 @@ CHECKPOINTS = tuple(
     for size, length in _LENGTHS.items()
     for port in ("", "-hf")
 )
-OPTIONS: Options = {}
+# Positions that will be needed: the filters keep the length that they were trained for, which may be longer.
+OPTIONS: Options = {"max_length": None}
 _NAMES = ("[CLS]", "[SEP]", "[BOS]", "[MASK]", "[PAD]", "[RESERVED]", "[UNK]", "A", "C", "G", "T", "N")
 TOKENS = {token: i for i, token in enumerate(_NAMES)}
 
@@ -57,7 +58,6 @@ def matches(config: Config, keys: Collection[str]) -> bool:
 
 def model_config(config: Config, weights: Weights, options: Options) -> dict[str, Any]:
     """Sizes from the original config, whose layer stands in a dict of its own, or from the port's flat one."""
-    del options
     layer = {**config, **config.get("layer", {})}
     require(layer, "_name_", ("hyena", "hyena-filter"), "other layers are other networks")
     require(layer, "filter_cls", ("hyena-filter",), "only the implicit filter with a decaying window is built")
@@ -71,7 +71,7 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
             "name": "hyena",
             "d_model": d_model,
             "n_layers": n_layers,
-            "max_length": _length(layer, weights),
+            "max_length": _length(layer, weights, options["max_length"]),
             "order": layer.get("order", layer.get("hyena_order", 2)),
             "filter_order": need(layer, "filter_order"),
             "emb_dim": need(layer, "emb_dim"),
@@ -87,16 +87,21 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
     }
 
 
-def _length(layer: dict[str, Any], weights: Weights) -> int:
+def _length(layer: Config, weights: Weights, needed: int | None) -> int:
     """The length that filters are measured against, which the file knows where it holds positions."""
-    length = need(layer, "l_max", "max_seq_len")
+    length = int(need(layer, "l_max", "max_seq_len"))
     for name, tensor in weights.items():
         if name.endswith(("pos_emb.t", "pos_emb.z")) and tensor.shape[1] != length:
             raise CheckpointError(
                 f"config.json says a length of {length}, but {name} has {tensor.shape[1]} positions: with another length "
                 "the same weights are other filters. Set it in config.json to what the weights were trained with"
             )
-    return int(length)
+    if needed is not None and needed > length:
+        raise CheckpointError(
+            f"max_length={needed} is more than the {length} positions that these filters were trained for: crop the "
+            "sequences, or take a checkpoint of a longer length"
+        )
+    return length
 
 
 def rename(weights: Weights, config: Config, options: Options) -> Renaming:

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 from longseq.pretrained._formats import PretrainedInfo
-from longseq.pretrained._renames import Config, Options, Renaming, Weights, rename_keys
+from longseq.pretrained._renames import Config, Options, Renaming, Weights, need, rename_keys
 
 CHECKPOINTS: tuple[PretrainedInfo, ...] = ()
 OPTIONS: Options = {}
@@ -20,6 +20,8 @@ def matches(config: Config, keys: Collection[str]) -> bool:
 def model_config(config: Config, weights: Weights, options: Options) -> dict[str, Any]:
     """The saved config, without the marks of the file."""
     del weights, options
+    for key in ("embedding", "backbone", "head"):
+        need(config, key)
     return {key: value for key, value in config.items() if key not in ("format", "longseq")}
 
 

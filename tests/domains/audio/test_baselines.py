@@ -8,7 +8,7 @@ import pytest
 from longseq.domains.audio.baselines import commonest_text, markov_bits, segment_features, segment_means
 from longseq.domains.audio.datamodule import AudioData
 from longseq.domains.audio.tasks import CTC, FrameLabels, SoundClassification, SoundTagging
-from longseq.domains.tasks import Regression, Task
+from longseq.domains.tasks import LanguageModel, Regression, Task
 
 
 def demo(task: str, **options: object) -> AudioData:
@@ -52,7 +52,7 @@ def test_markov_chains_over_levels() -> None:
     bits = markov_bits(data.rows("train"), data.rows("test"))
     assert bits["uniform"] == 8.0
     assert bits["Markov order 1"] < bits["level frequencies"] < 8.0
-    found = data.baselines(None)  # type: ignore[arg-type]
+    found = scores(data, LanguageModel)
     assert found["uniform"]["loss"] == pytest.approx(8 * math.log(2))
 
 

@@ -139,7 +139,12 @@ def names(clips: Clips, rows: np.ndarray, column: str) -> set[str]:
 
 def test_every_split_is_a_partition_and_stable() -> None:
     clips = table()
-    forms: list[dict[str, Any]] = [{}, {"group_column": "speaker"}, {"test_pattern": r"_[0-4]\.wav$"}, {"label_column": "label"}]
+    forms: list[dict[str, Any]] = [
+        {},
+        {"group_column": "speaker"},
+        {"test_pattern": r"_[0-4]\.wav$"},
+        {"label_column": "label"},
+    ]
     for options in forms:
         parts, rule = make_split(clips, seed=3, **options)
         assert sorted(np.concatenate(list(parts.values())).tolist()) == list(range(40))

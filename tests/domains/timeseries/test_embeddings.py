@@ -1,6 +1,7 @@
 """Embeddings and the forecast head: layouts, normalisation, order of quantiles, missing values, exactness of Student's t."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -19,11 +20,20 @@ LAYOUTS = {"series_patch": "channels", "series_mixing": "mixed", "series_variate
 QUANTILES = [0.1, 0.25, 0.5, 0.75, 0.9]
 
 
-def build(name: str, *, covariates: int = 0, flags: bool = False, output: str = "quantiles", skip: bool = True, **more):
-    options = {"n_channels": 3, "lookback": 20, "horizon": 5, "n_covariates": covariates, "flags": flags, **more}
+def build(
+    name: str, *, covariates: int = 0, flags: bool = False, output: str = "quantiles", skip: bool = True, **more: Any
+) -> tuple[Any, Any]:
+    options: dict[str, Any] = {
+        "n_channels": 3,
+        "lookback": 20,
+        "horizon": 5,
+        "n_covariates": covariates,
+        "flags": flags,
+        **more,
+    }
     if name in ("series_patch", "series_mixing"):
         options |= {"patch": 8, "stride": 4}
-    embedding = SERIES_EMBEDDINGS[name](16, **options)
+    embedding: Any = SERIES_EMBEDDINGS[name](16, **options)
     head = ForecastHead(
         16,
         horizon=5,
@@ -42,7 +52,7 @@ def build(name: str, *, covariates: int = 0, flags: bool = False, output: str = 
     return embedding.eval(), head.eval()
 
 
-def forecast(embedding, head, inputs):
+def forecast(embedding: Any, head: Any, inputs: torch.Tensor) -> torch.Tensor:
     tokens, mask = embedding(inputs)
     if head.layout in ("variate", "last"):
         # Stands for a causal backbone: tokens only meet there.
@@ -99,7 +109,7 @@ def test_known_covariates_of_the_future_matter_and_its_channels_do_not(name: str
 
 @pytest.mark.parametrize("instance", ["revin", "revin_last", "last", "none"])
 def test_normalisation_is_undone(instance: str) -> None:
-    normalizer = SeriesNormalizer([3.0, -1.0], [2.0, 5.0], [1e-3, 1e-3], instance=instance, affine=True)
+    normalizer: Any = SeriesNormalizer([3.0, -1.0], [2.0, 5.0], [1e-3, 1e-3], instance=instance, affine=True)
     with torch.no_grad():
         normalizer.gain_C.copy_(torch.tensor([0.5, -2.0]))
         normalizer.bias_C.copy_(torch.tensor([1.0, 3.0]))

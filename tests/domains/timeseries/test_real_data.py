@@ -1,6 +1,7 @@
 """Real files: published numbers of windows and baselines, files as they come, and a model that is better than ridge on UCR."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_weather_just_works(real_data: Path) -> None:
     series = data.parts["train"].series
     assert len(series.channels) == 21 and series.frequency.name == "10 min"
     # One row stands there twice, and one step is an hour and a half late.
-    assert "5 letters of the header were lost" in data.counts["encoding of weather.csv.gz"]
+    assert "5 letters of the header were lost" in str(data.counts["encoding of weather.csv.gz"])
     assert data.counts["rows that repeat a time, left out"] == 1
     assert data.counts["steps missing in time, filled"] == 9
     ignored = ltsf(real_data, "weather", lookback=336, horizon=96, gaps="ignore")
@@ -73,12 +74,13 @@ def test_ucr_nearest_neighbour_is_that_of_the_archive(
     real_data: Path, name: str, rows: int, steps: int, neighbour: float
 ) -> None:
     folder = real_data / "timeseries" / "ucr" / name
-    files = {part: str(folder / f"{name}_{part.upper()}.tsv.gz") for part in ("train", "test")}
+    files: dict[str, Any] = {part: str(folder / f"{name}_{part.upper()}.tsv.gz") for part in ("train", "test")}
     # The archive has no validation part: its baselines learn from all of train.
     data = SeriesData(task="classification", **files, val=files["test"], lookback=steps)
     data.setup("fit")
     assert len(data.splits["test"]) == rows and data.splits["test"][0]["values"].shape == (steps, 1)
-    train, test = data.splits["train"], data.splits["test"]
+    train: Any = data.splits["train"]
+    test: Any = data.splits["test"]
     from longseq.domains.timeseries.baselines import classification_baselines
 
     found = classification_baselines(train.series.values_NL1, train.labels, test.series.values_NL1, 2)

@@ -80,7 +80,7 @@ def test_covariates_of_all_kinds(tmp_path: Path) -> None:
     rows = series.covariate_rows(1, -2, 10)
     assert rows[:2, 0].tolist() == [0, 0] and rows[2:, 0].tolist() == [20, 21, 22, 23, 24, 25, 26, 27]
     assert (rows[:, 3] == 1).all() and (rows[:, 4] == 0).all()
-    with pytest.raises(DataError, match="price must be known up to 2024-01-30 .* the file ends at 2024-01-25"):
+    with pytest.raises(DataError, match=r"price must be known up to 2024-01-30 .* the file ends at 2024-01-25"):
         series.covariate_rows(1, 20, 10)
 
 
@@ -147,7 +147,9 @@ def test_times_twice(tmp_path: Path) -> None:
     other = same.copy()
     other.iloc[13, 1] = 99.0
     path = write(other, tmp_path / "o.csv")
-    with pytest.raises(DataError, match=r"line 15, series 'o': time 2024-01-01 12:00:00 stands there a second time.*in line 14\)"):
+    with pytest.raises(
+        DataError, match=r"line 15, series 'o': time 2024-01-01 12:00:00 stands there a second time.*in line 14\)"
+    ):
         read(path)
     assert read(path, on_bad="skip").values_TC[12, 0] == pytest.approx(frame["c0"][12])
 
@@ -155,7 +157,7 @@ def test_times_twice(tmp_path: Path) -> None:
 def test_unsorted_times(tmp_path: Path) -> None:
     frame = wide_frame(30)
     path = write(frame.iloc[::-1], tmp_path / "u.csv")
-    with pytest.raises(DataError, match="line 3, series 'u': time .* stands behind .*; sort the rows"):
+    with pytest.raises(DataError, match=r"line 3, series 'u': time .* stands behind .*; sort the rows"):
         read(path)
     np.testing.assert_allclose(read(path, on_bad="skip").values_TC[:, 0], frame["c0"], rtol=1e-6)
 

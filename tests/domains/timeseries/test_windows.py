@@ -106,7 +106,7 @@ def test_dates_split_where_they_say(tmp_path: Path) -> None:
     assert edges.tolist() == [[0, 96, 156, 200]]
     with pytest.raises(ConfigError, match="must lie before"):
         split_series(series, "dates", horizon=5, val_start="2024-01-05", test_start="2024-01-02")
-    with pytest.raises(ConfigError, match="needs data.val_start and data.test_start"):
+    with pytest.raises(ConfigError, match=r"needs data.val_start and data.test_start"):
         split_series(series, "dates", horizon=5)
 
 

@@ -81,7 +81,7 @@ def test_neighbours_fill_in_better_than_the_mean(image_npz: Path, read: Read) ->
     assert data.baselines(masked(data, normalize_cells=True)) == {}
 
 
-@pytest.mark.filterwarnings("ignore:Metric `SpearmanCorrcoef`")
+@pytest.mark.filterwarnings("ignore:Metric `SpearmanCorrcoef`", "ignore:The variance of predictions")
 def test_several_labels_and_quantities_have_baselines(image_folder: Path, tmp_path: Path, read: Read) -> None:
     paths = sorted(image_folder.rglob("*.png"))
     right = [p.parent.name == "right" for p in paths]

@@ -25,7 +25,7 @@ def frames_of(label: int, n: int, size: int = 16) -> np.ndarray:
     return video
 
 
-def encode(path: Path, video: np.ndarray, codec: str = "mpeg4") -> None:
+def encode(path: Path, video: np.ndarray, codec: str = "mpeg4", b_frames: int = 0) -> None:
     """Writes a video file with a keyframe every 10 frames."""
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as container:
@@ -33,15 +33,27 @@ def encode(path: Path, video: np.ndarray, codec: str = "mpeg4") -> None:
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.gop_size, stream.bit_rate = 10, 4_000_000
+        if b_frames:
+            stream.max_b_frames = b_frames
         for frame in video:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.repeat(frame[..., None], 3, -1), format="rgb24")))
         container.mux(stream.encode())
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv"])
-def test_frames_of_a_file_by_number(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "codec", "b_frames"),
+    [
+        (".mp4", "mpeg4", 0),
+        (".avi", "mpeg4", 0),
+        (".mkv", "mpeg4", 0),
+        (".mp4", "mpeg4", 2),
+        (".ts", "mpeg2video", 2),
+        (".m4v", "mpeg4", 0),
+    ],
+)
+def test_frames_of_a_file_by_number(tmp_path: Path, suffix: str, codec: str, b_frames: int) -> None:
     video = frames_of(0, 25)
-    encode(tmp_path / f"v{suffix}", video)
+    encode(tmp_path / f"v{suffix}", video, codec, b_frames)
     store = VideoStore([tmp_path / f"v{suffix}"])
     header = store.check(0)
     assert (header.frames, header.height, header.width) == (25, 16, 16)

@@ -131,6 +131,8 @@ def test_equals_the_published_network(write_checkpoint: Callable[..., Path], rcp
         ours, expected = model(ids), (published_ps if rcps else published_ph)(weights, ids)
     assert expected.abs().max() > 1
     assert (ours - expected).abs().max() <= TOLERANCE
+    with torch.no_grad():
+        assert (model.double()(ids) - expected).abs().max() <= 1e-9
     assert not report.unexpected and not report.missing and not report.reinitialized
     # The projections of the reverse direction are those of the forward one.
     assert sum("the same tensor" in reason for reason in report.dropped.values()) == 2 * LAYERS

@@ -155,6 +155,7 @@ def check(folder: Path, weights: dict[str, Tensor], **options: Any) -> Any:
         expected = published(weights, ids, options.get("shift", 0.0))
         assert expected.abs().max() > 1
         assert (model(ids) - expected).abs().max() <= TOLERANCE
+        assert (model.double()(ids) - expected).abs().max() <= 1e-10
     assert not report.unexpected and not report.missing and not report.reinitialized
     return report
 
@@ -164,7 +165,7 @@ def test_original_file(write_checkpoint: Callable[..., Path], shift: float) -> N
     weights = original_weights()
     report = check(write_checkpoint(ORIGINAL, weights, "weights.ckpt", epoch=3, global_step=10), weights, shift=shift)
     assert report.format == "hyenadna"
-    assert report.tied == {"head.projection.weight": "embedding.embedding.weight"} or not report.tied
+    assert report.tied == {"head.projection.weight": "embedding.embedding.weight"}
     assert len(report.dropped) == LAYERS * 4
     assert report.renamed["backbone.blocks.1.mixer.filter.output.weight"].endswith("implicit_filter.6.weight")
 
@@ -178,8 +179,14 @@ def test_names_of_a_run_with_gradient_checkpointing(write_checkpoint: Callable[.
 def test_port_with_a_head_of_its_own(write_checkpoint: Callable[..., Path]) -> None:
     weights = original_weights()
     weights["model.lm_head.weight"] = torch.randn(16, D)
-    report = check(write_checkpoint(PORT, as_port(weights)), weights)
-    assert not report.tied
+    folder = write_checkpoint(PORT, as_port(weights))
+    assert not check(folder, weights).tied
+    # A head that shares the embedding's matrix takes that one, and not the other way round.
+    model, report = load_pretrained(folder, head={"name": "token", "n_outputs": 16, "tie": True})
+    embedding = weights["model.backbone.embeddings.word_embeddings.weight"]
+    assert torch.equal(model.get_parameter("embedding.embedding.weight"), embedding)
+    assert model.get_parameter("head.projection.weight") is model.get_parameter("embedding.embedding.weight")
+    assert "which this head shares" in report.dropped["lm_head.weight"]
 
 
 def test_files_without_positions_and_decays_are_complete(write_checkpoint: Callable[..., Path]) -> None:
@@ -198,6 +205,14 @@ def test_switches_of_the_config_become_values(write_checkpoint: Callable[..., Pa
     check(write_checkpoint({**PORT, "use_bias": False}, as_port(weights)), plain)
     plain = {name: torch.zeros_like(x) if name.endswith("deltas") else x for name, x in weights.items()}
     check(write_checkpoint({**ORIGINAL, "layer": {**ORIGINAL["layer"], "modulate": False}}, weights, "weights.ckpt"), plain)
+
+
+def test_the_length_of_the_filters_is_that_of_the_checkpoint(write_checkpoint: Callable[..., Path]) -> None:
+    weights = original_weights()
+    folder = write_checkpoint(PORT, as_port(weights))
+    check(folder, weights, max_length=10)
+    with pytest.raises(CheckpointError, match="more than the 40 positions"):
+        load_pretrained(folder, max_length=41)
 
 
 def test_trained_positions_are_noted(write_checkpoint: Callable[..., Path]) -> None:

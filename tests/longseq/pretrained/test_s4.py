@@ -235,6 +235,8 @@ def test_minimal_example(write_checkpoint: Callable[..., Path]) -> None:
         ({"model.layers.0.layer.layer.kernel.C": torch.zeros(2, H, N, 2)}, "2 sets of C"),
         ({"model.layers.0.layer.layer.kernel.inv_dt": torch.zeros(H, N)}, "one step size per channel"),
         ({"model.layers.0.layer.layer.kernel.P": torch.zeros(2, 1, N, 2)}, "rank 2"),
+        ({"model.layers.0.layer.layer.kernel.A_imag": torch.zeros(1, N + 1)}, "tensors are not those of this format"),
+        ({"model.layers.0.layer.layer.kernel.A_real": torch.zeros(())}, "tensors are not those of this format"),
     ],
 )
 def test_what_cannot_be_built_is_said(write_checkpoint: Callable[..., Path], added: dict[str, Tensor], problem: str) -> None:

@@ -79,7 +79,7 @@ def test_a_folder_a_file_and_a_sharded_folder_are_the_same(write_checkpoint: Cal
 
 
 def test_a_run_folder_is_its_model(tmp_path: Path) -> None:
-    config = {
+    config: dict[str, Any] = {
         "embedding": {"name": "token", "vocab_size": 8},
         "backbone": {"name": "gru", "d_model": 8, "n_layers": 1},
         "head": {"name": "pool", "n_outputs": 2},
@@ -92,6 +92,10 @@ def test_a_run_folder_is_its_model(tmp_path: Path) -> None:
     assert torch.equal(model(ids), saved(ids))
     assert report.format == "longseq" and model.config["labels"] == ["a", "b"]
     assert len(report.matched) == len(saved.state_dict())
+    deeper = build_model({**config, "backbone": {**config["backbone"], "n_layers": 2}})
+    save_model(deeper, tmp_path / "deeper")
+    with pytest.raises(CheckpointError, match="without a place in the network"):
+        load_pretrained(tmp_path / "deeper", n_layers=1)
     _, report = load_pretrained(tmp_path / "run", head={"name": "pool", "n_outputs": 4})
     assert set(report.reinitialized) == {"head.projection.weight", "head.projection.bias"}
 
@@ -169,6 +173,32 @@ def test_folders_that_are_no_checkpoints(write_checkpoint: Callable[..., Path], 
         load_pretrained(tmp_path / "empty")
     with pytest.raises(CheckpointError, match="does not exist here"):
         load_pretrained(tmp_path / "nowhere")
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(write_checkpoint: Callable[..., Path]) -> None:
+    folder = write_checkpoint(CONFIG, mamba_weights())
+    for name in list_formats():
+        if name != "mamba":
+            with pytest.raises(CheckpointError):
+                load_pretrained(folder, format=name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": "eight"},
+        {"hidden_size": 0},
+        {"hidden_size": [8]},
+        {"state_size": -4},
+        {"vocab_size": "8"},
+        {"num_hidden_layers": 0},
+        {"conv_kernel": "four"},
+        {"time_step_rank": "half"},
+    ],
+)
+def test_configs_of_the_wrong_kind(write_checkpoint: Callable[..., Path], change: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match=r"checkpoint-0"):
+        load_pretrained(write_checkpoint({**CONFIG, **change}, mamba_weights()))
 
 
 def test_a_failed_load_says_so_before_a_weight_is_copied(

@@ -100,6 +100,7 @@ def test_vim(write_checkpoint: Callable[..., Path]) -> None:
         expected = network(w, x, 0.5, middle)
         assert expected.abs().max() > 1
         assert (model(image) - expected).abs().max() <= TOLERANCE
+        assert str(report).startswith("checkpoint-0 (vim): ")
     assert not report.unexpected and not report.missing and not report.reinitialized
 
 
