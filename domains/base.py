@@ -76,6 +76,11 @@ class DomainData(L.LightningDataModule, ABC):
     def max_length(self) -> int:
         """The longest sequence that the model will see, in positions; backbones with a fixed length are built for it."""
 
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Sizes of 2-D and 3-D input in positions, for backbones that read them in several orders."""
+        raise ConfigError(f"backbone.scan_orders needs images or video; domain={self.domain} has one order of positions")
+
     @abstractmethod
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         """A batch from rows."""
@@ -230,7 +235,7 @@ class DomainModule(L.LightningModule):
         self.metrics[split] = self.task.metrics().to(self.device)
 
     def _log_metrics(self, split: str) -> None:
-        values = {f"{split}/{name}": value for name, value in self.metrics[split].compute().items()}
+        values = {f"{split}/{name}": value.float() for name, value in self.metrics[split].compute().items()}
         self.log_dict(values)
 
     def on_validation_epoch_start(self) -> None:

@@ -55,9 +55,11 @@ def class_scores(frame: pd.DataFrame) -> ClassScores | None:
     # Only behind `prediction`: in front of it stand the user's own columns, which may begin with p_ too.
     scores = [name for name in frame.columns[first + 1 :] if str(name).startswith("p_")]
     classes = [str(name)[2:] for name in scores]
+    if len(classes) < 2:
+        return None
     truth = np.asarray(pd.Categorical(frame["label"].astype(str), categories=classes).codes, dtype=np.int64)
     known = (truth >= 0) & np.asarray(frame[scores].notna()).all(1)
-    if len(classes) < 2 or not known.any():
+    if not known.any():
         return None
     rows = frame.iloc[:, :first]
     return ClassScores(classes, truth[known], frame[scores].to_numpy(float)[known], rows[known].reset_index(drop=True))

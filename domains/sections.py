@@ -11,8 +11,37 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-LOWER_IS_BETTER = ("loss", "mse", "mae", "rmse", "mape", "smape", "mase", "crps", "perplexity", "brier", "ece", "wer", "cer")
-HIGHER_IS_BETTER = ("accuracy", "mcc", "f1", "auroc", "auprc", "precision", "recall", "kappa", "r2", "pearson", "spearman")
+LOWER_IS_BETTER = (
+    "loss",
+    "mse",
+    "mae",
+    "rmse",
+    "mape",
+    "smape",
+    "mase",
+    "crps",
+    "perplexity",
+    "brier",
+    "ece",
+    "wer",
+    "cer",
+    "eer",
+    "real_time_factor",
+)
+HIGHER_IS_BETTER = (
+    "accuracy",
+    "mcc",
+    "f1",
+    "auroc",
+    "auprc",
+    "precision",
+    "recall",
+    "kappa",
+    "r2",
+    "pearson",
+    "spearman",
+    "map",
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +80,7 @@ class RunFiles:
         """Which direction of a metric is better; None if that is not known."""
         if metric == self.monitor:
             return (self.config.get("task") or {}).get("mode", "min") == "max"
+        metric = metric.removesuffix("_original")
         if metric in LOWER_IS_BETTER or metric.startswith("bits_per_"):
             return False
         return True if metric in HIGHER_IS_BETTER or metric.endswith("accuracy") else None

@@ -38,8 +38,11 @@ class SequenceModel(nn.Module):
 
     def forward(self, inputs: Tensor, mask_BL: Tensor | None = None, segment_ids_BL: Tensor | None = None) -> Tensor:
         """The task's outputs for whole sequences."""
-        x_BLD, mask_BL = self.embedding(inputs, mask_BL)
-        return self.head(self.backbone(x_BLD, mask_BL, segment_ids_BL), mask_BL)
+        x_BLD, token_mask_BL = self.embedding(inputs, mask_BL)
+        outputs = self.head(self.backbone(x_BLD, token_mask_BL, segment_ids_BL), token_mask_BL)
+        # Heads that answer in the input's units undo what the embedding did with it.
+        restore = getattr(self.head, "restore", None)
+        return outputs if restore is None else restore(outputs, self.embedding, inputs, mask_BL)
 
     def init_state(self, batch_size: int) -> State:
         """The backbone's state before the first position."""

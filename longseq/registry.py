@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from longseq.backbone import Backbone, Mixer, Stack
 from longseq.layers.bidirectional import Bidirectional, Merge
 from longseq.layers.reverse_complement import ReverseComplement
-from longseq.layers.scan_orders import Reordered
+from longseq.layers.scan_orders import alternate_orders
 
 ENTRY_POINTS = "longseq.backbones"
 Builder = TypeVar("Builder", bound=Callable[..., Any])
@@ -221,7 +221,7 @@ def _create_layer(
 def _reorder(mixers: list[Mixer], scan_orders: Sequence[str], grid: Sequence[int] | None) -> list[Mixer]:
     if grid is None:
         raise ValueError("scan_orders needs grid, the input's sizes (H, W) or (T, H, W)")
-    return [Reordered(mixer, scan_orders[i % len(scan_orders)], tuple(grid)) for i, mixer in enumerate(mixers)]
+    return alternate_orders(mixers, scan_orders, tuple(grid))
 
 
 def _strand_width(d_model: int) -> int:

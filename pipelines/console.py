@@ -13,6 +13,8 @@ from longseq.domains.base import DomainData, DomainModule
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+MOST_COLUMNS = 7
+
 
 def start(cfg: "DictConfig", folder: Path, data: DomainData, module: DomainModule, trainer: L.Trainer) -> None:
     """Prints the data, the model and the device before the first step."""
@@ -69,6 +71,8 @@ def results_table(metrics: dict[str, Any], title: str, monitor: str, mode: str) 
     rows = {metrics["backbone"]: metrics["test"], **metrics.get("baselines", {})}
     names = [name for name in metrics["test"] if any(name in row for row in rows.values())]
     names.sort(key=lambda name: name != monitor)
+    if len(names) > MOST_COLUMNS:
+        return metrics_by_row(rows, names, title)
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for name in names:
@@ -79,6 +83,17 @@ def results_table(metrics: dict[str, Any], title: str, monitor: str, mode: str) 
         bold = best is not None and row.get(monitor) == best
         cells = [format_value(row[name]) if name in row else "-" for name in names]
         table.add_row(label, *cells, style="bold" if bold else None)
+    return table
+
+
+def metrics_by_row(rows: dict[str, dict[str, Any]], names: list[str], title: str) -> Table:
+    """The same table turned round, for more metrics than a terminal is wide."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for label in rows:
+        table.add_column(label, justify="right", overflow="fold")
+    for name in names:
+        table.add_row(name, *(format_value(row[name]) if name in row else "-" for row in rows.values()))
     return table
 
 

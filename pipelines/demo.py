@@ -11,18 +11,16 @@ def apply_demo(cfg: "DictConfig", overrides: list[str]) -> "DictConfig":
 
     Args:
         cfg: changed in place; its `demo` block goes away.
-        overrides: what the user typed; these keys, and the groups chosen, are left alone.
+        overrides: what the user typed; these keys are left alone, and everything where an experiment is chosen.
     """
     from omegaconf import OmegaConf, open_dict
 
     with open_dict(cfg):
         demo: Any = OmegaConf.to_container(cfg.pop("demo", None) or OmegaConf.create())
-    if cfg.data.get("train") is not None:
-        return cfg
     typed = {override.split("=")[0].lstrip("+~") for override in overrides}
+    if cfg.data.get("train") is not None or "experiment" in typed:
+        return cfg
     for group, settings in demo.items():
-        if group in typed or "experiment" in typed:
-            continue
         for key, value in settings.items():
             if f"{group}.{key}" not in typed and key in cfg[group]:
                 cfg[group][key] = value

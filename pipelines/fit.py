@@ -101,6 +101,8 @@ def build_network(cfg: "DictConfig", data: DomainData, task: Task) -> SequenceMo
     # The length that a backbone is built for is the data's, unless the user says otherwise.
     if "max_length" in options and options["max_length"] is None:
         options["max_length"] = data.max_length
+    if options.get("scan_orders") and options.get("grid") is None:
+        options["grid"] = list(data.grid)
     backbone = create_backbone(**options)
     check_causality(task.name, backbone.causal, options["name"])
     config = {

@@ -91,7 +91,7 @@ tbody th{white-space:normal;max-width:9rem}
 """
 )
 # Whatever a label or a path in the page should hold, the browser runs nothing and loads nothing.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 
 
 @dataclass(frozen=True)

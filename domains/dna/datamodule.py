@@ -177,7 +177,9 @@ class DNAData(DomainData):
             return tables
         everything = tables["train"]
         # A share of the whole, also where one of the parts is a file of its own.
-        shares: dict[str, Any] = {f"{name}_fraction": 0.0 if name in tables else share for name, share in self.fractions.items()}
+        shares: dict[str, Any] = {
+            f"{name}_fraction": 0.0 if name in tables else share for name, share in self.fractions.items()
+        }
         split = make_split(everything, **self.split_options, **shares, seed=self.seed)
         self.counts["split"] = split.rule
         parts = {"train": split.train, "val": split.val, "test": split.test}
@@ -185,7 +187,8 @@ class DNAData(DomainData):
             if name == "train" or name not in tables:
                 if not len(rows):
                     raise DataError(
-                        f"no rows are left for {name} ({split.rule}); give data.{name}= a file, or a larger data.{name}_fraction"
+                        f"no rows are left for {name} ({split.rule}); "
+                        f"give data.{name}= a file, or a larger data.{name}_fraction"
                     )
                 tables[name] = everything.select(rows)
         return {name: tables[name] for name in ("train", "val", "test")}

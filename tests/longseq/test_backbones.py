@@ -148,6 +148,7 @@ def test_state_is_fp32_and_carries_gradients(name: str, extra: dict[str, Any]) -
     assert all(t.dtype == torch.float32 for t in state_tensors(state) if t.is_floating_point())
     y2, _ = model.forward_chunk(x[:, 11:], state)
     torch.cat([y1, y2], 1).square().sum().backward()
+    assert x.grad is not None
     close(x.grad, whole, 1e-4)
     for n, p in model.named_parameters():
         if n in weights:

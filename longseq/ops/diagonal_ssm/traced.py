@@ -43,7 +43,9 @@ def run_chunks_traced(
     from_state_BcTD = _per_channel(entering_BcMD, operators.out_DTM.transpose(1, 2)).permute(1, 2, 3, 0)
     if carried_BcT is not None:
         from_state_BcTD = from_state_BcTD.masked_fill(~carried_BcT.unsqueeze(-1), 0.0)
-    return from_chunks(local_BcTD + from_state_BcTD, x_BLD.shape[1]), states_DBcM
+    # Contiguous: the exporter would otherwise guard on how the strides of a batch of one compare with those of more.
+    y_BcTD = local_BcTD.contiguous() + from_state_BcTD.contiguous()
+    return from_chunks(y_BcTD, x_BLD.shape[1]), states_DBcM
 
 
 def _per_channel(x_BcTD: Tensor, weight_DTM: Tensor) -> Tensor:
