@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import soundfile
+from PIL import Image
 
 from longseq.pipelines.cli import main
 
@@ -51,6 +54,27 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     starts = [(f"chr{chrom}", int(start)) for chrom in (1, 2, 3) for start in rng.integers(0, 11_000, 20)]
     lines = [f"{chrom}\t{start}\t{start + 150}\t{i % 2}\t0\t{'+-'[i % 3 == 0]}" for i, (chrom, start) in enumerate(starts)]
     Path("peaks.bed").write_text("\n".join(lines) + "\n")
+    write_sounds(rng)
+    values = np.sin(np.arange(400) / 4)[:, None] + 0.1 * rng.standard_normal((400, 2))
+    dates = pd.date_range("2024-01-01", periods=400, freq="h")
+    pd.DataFrame({"date": dates, "a": values[:, 0], "b": values[:, 1]}).to_csv("load.csv", index=False)
+    for label in ("dark", "light"):
+        Path("photos", label).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(0, 120, (8, 8), dtype=np.uint8) + np.uint8(120 * (label == "light"))
+            Image.fromarray(pixels).save(Path("photos", label, f"{i}.png"))
+
+
+def write_sounds(rng: np.random.Generator) -> None:
+    """Two classes of short tones, and a manifest of them as utterances."""
+    lines = ["path,text"]
+    for label, pitch in (("low", 200), ("high", 800)):
+        Path("sounds", label).mkdir(parents=True)
+        for i in range(12):
+            tone = 0.3 * np.sin(2 * np.pi * pitch * np.arange(1600) / 8000) + 0.01 * rng.standard_normal(1600)
+            soundfile.write(Path("sounds", label, f"{i}.wav"), tone, 8000)
+            lines.append(f"sounds/{label}/{i}.wav,{label}")
+    Path("utterances.csv").write_text("\n".join(lines) + "\n")
 
 
 def run(*args: str) -> int:

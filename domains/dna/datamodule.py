@@ -1,6 +1,5 @@
 """Reads a user's DNA files, or the embedded demo data, and gives batches of token ids."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from longseq.backbone import Backbone
 from longseq.domains.base import DomainData, Row
 from longseq.domains.dna import baselines, demo
 from longseq.domains.dna.labels import class_names, encode_classes, encode_multilabel, multilabel_names, numeric_labels
+from longseq.domains.dna.metrics import language_scores
 from longseq.domains.dna.rows import SequenceRows, WindowRows
 from longseq.domains.dna.sequences import SequenceTable
 from longseq.domains.dna.sources import Source, read_sequences
@@ -364,11 +364,6 @@ def fasta_files(source: Source) -> str | list[str]:
             raise DataError(f"{source}: no file matches this pattern")
         return found
     return source
-
-
-def language_scores(bits: float) -> Row:
-    """The metrics of a language model that needs so many bits per base."""
-    return {"bits_per_base": bits, "loss": bits * math.log(2), "perplexity": 2.0**bits}
 
 
 def padded_complement() -> list[int]:
