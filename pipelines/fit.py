@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from longseq.checkpoint import load_into, save_model, write_atomically
 from longseq.domains.base import DomainData, DomainModule
 from longseq.domains.tasks import Task
-from longseq.errors import ConfigError
+from longseq.errors import ConfigError, LongseqError
 from longseq.model import SequenceModel, build_model
 from longseq.pipelines import console
 from longseq.pipelines.callbacks import LAST, RunCheckpoints
@@ -77,9 +78,19 @@ def run(cfg: "DictConfig") -> dict[str, Any]:
 # -- the parts of a run
 
 
+def build(entry: Any, **options: Any) -> Any:
+    """Hydra's instantiate, with our own errors as they were raised: they are answers, not faults of the config system."""
+    try:
+        return instantiate(entry, **options, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, LongseqError):
+            raise error.__cause__ from None
+        raise
+
+
 def build_data(cfg: "DictConfig") -> DomainData:
     """The domain's data module, with the user's files read."""
-    data: DomainData = instantiate(cfg.data, task=task_name(cfg), seed=cfg.seed, _convert_="all")
+    data: DomainData = build(cfg.data, task=task_name(cfg), seed=cfg.seed)
     data.setup("fit")
     return data
 
@@ -92,7 +103,7 @@ def task_name(cfg: "DictConfig") -> str:
 def build_task(cfg: "DictConfig", data: DomainData) -> Task:
     """The task, told by the data what its labels, vocabulary and the like are."""
     options = {key: value for key, value in cfg.task.items() if key not in ("name", "monitor", "mode")}
-    return instantiate({**options, **data.task_options()}, _convert_="all")
+    return build({**options, **data.task_options()})
 
 
 def build_network(cfg: "DictConfig", data: DomainData, task: Task) -> SequenceModel:
@@ -103,7 +114,10 @@ def build_network(cfg: "DictConfig", data: DomainData, task: Task) -> SequenceMo
         options["max_length"] = data.max_length
     if options.get("scan_orders") and options.get("grid") is None:
         options["grid"] = list(data.grid)
-    backbone = create_backbone(**options)
+    try:
+        backbone = create_backbone(**options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"backbone: {error}") from error
     check_causality(task.name, backbone.causal, options["name"])
     config = {
         "domain": cfg.domain,
@@ -135,7 +149,7 @@ def build_module(cfg: "DictConfig", model: SequenceModel, task: Task) -> DomainM
         "optimizer": OmegaConf.to_container(cfg.optimizer, resolve=True),
         "schedule": OmegaConf.to_container(cfg.schedule, resolve=True),
     }
-    return instantiate(cfg.module, task=task, model=model, compile=cfg.compile, **plain, _recursive_=False, _convert_="all")
+    return build(cfg.module, task=task, model=model, compile=cfg.compile, **plain, _recursive_=False)
 
 
 def build_trainer(cfg: "DictConfig") -> L.Trainer:
@@ -144,10 +158,10 @@ def build_trainer(cfg: "DictConfig") -> L.Trainer:
     if options.get("precision") == "auto":
         gpu = torch.cuda.is_available() and options.get("accelerator") in ("auto", "gpu", "cuda")
         options["precision"] = "bf16-mixed" if gpu else "32-true"
-    loggers = [instantiate(entry) for entry in (cfg.logger or {}).values() if entry]
-    callbacks = [instantiate(entry) for entry in (cfg.callbacks or {}).values() if entry]
+    loggers = [build(entry) for entry in (cfg.logger or {}).values() if entry]
+    callbacks = [build(entry) for entry in (cfg.callbacks or {}).values() if entry]
     progress = {"enable_progress_bar": "progress" in (cfg.callbacks or {})}
-    return instantiate({**progress, **options}, logger=loggers or False, callbacks=callbacks, default_root_dir=cfg.run_dir)
+    return build({**progress, **options}, logger=loggers or False, callbacks=callbacks, default_root_dir=cfg.run_dir)
 
 
 def train(trainer: L.Trainer, module: DomainModule, data: DomainData, cfg: "DictConfig") -> bool:

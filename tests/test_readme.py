@@ -16,7 +16,7 @@ from longseq.pipelines.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SMALL = ["backbone.d_model=16", "backbone.n_layers=1", "trainer.max_epochs=1", "+trainer.max_steps=2", "report=false"]
+SMALL = ["backbone.d_model=16", "backbone.n_layers=1", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "report=false"]
 
 
 def blocks(language: str) -> list[str]:
@@ -55,8 +55,8 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [f"{chrom}\t{start}\t{start + 150}\t{i % 2}\t0\t{'+-'[i % 3 == 0]}" for i, (chrom, start) in enumerate(starts)]
     Path("peaks.bed").write_text("\n".join(lines) + "\n")
     write_sounds(rng)
-    values = np.sin(np.arange(400) / 4)[:, None] + 0.1 * rng.standard_normal((400, 2))
-    dates = pd.date_range("2024-01-01", periods=400, freq="h")
+    values = np.sin(np.arange(1000) / 4)[:, None] + 0.1 * rng.standard_normal((1000, 2))
+    dates = pd.date_range("2024-01-01", periods=1000, freq="h")
     pd.DataFrame({"date": dates, "a": values[:, 0], "b": values[:, 1]}).to_csv("load.csv", index=False)
     for label in ("dark", "light"):
         Path("photos", label).mkdir(parents=True)
