@@ -41,7 +41,9 @@ class LengthBatches(Sampler[list[int]]):
         bucket: int = 50,
     ) -> None:
         self.lengths = np.asarray(lengths)
-        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        # Every process needs a batch: with few rows, batches are smaller.
+        self.batch_size = min(batch_size, max(1, len(self.lengths) // world_size))
+        self.shuffle, self.seed = shuffle, seed
         self.rank, self.world_size = rank, world_size
         self.max_tokens, self.bucket = max_tokens, bucket
         self.epoch = epoch

@@ -244,7 +244,7 @@ def finish(
 
 
 def quiet_lightning() -> None:
-    """Silences Lightning's advice that does not concern the user of this command."""
+    """Silences the advice of Lightning and torchmetrics that does not concern the user of this command."""
     import logging
 
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
@@ -257,5 +257,7 @@ def quiet_lightning() -> None:
         ".*Experiment logs directory.*exists.*",
         ".*GPU available but not used.*",
         ".*You are using a custom batch sampler.*",
+        ".*will save all targets and predictions in the buffer.*",
+        ".*The variance of predictions or target is close to zero.*",
     ):
         warnings.filterwarnings("ignore", text)

@@ -38,6 +38,13 @@ def test_evaluation_shares_rows_out_without_repeats_and_training_evenly() -> Non
     assert len(counts) == 1
 
 
+@pytest.mark.parametrize(("n", "world_size"), [(5, 4), (20, 2), (3, 3)])
+def test_every_process_gets_a_batch_of_few_rows(n: int, world_size: int) -> None:
+    for shuffle in (True, False):
+        samplers = [LengthBatches(np.full(n, 9), 32, shuffle=shuffle, rank=r, world_size=world_size) for r in range(world_size)]
+        assert all(len(sampler) == len(list(sampler)) >= 1 for sampler in samplers)
+
+
 def test_max_tokens_bounds_every_batch() -> None:
     for batch in rows(shuffle=True, max_tokens=2000):
         assert len(batch) == 1 or LENGTHS[batch].max() * len(batch) <= 2000

@@ -226,3 +226,41 @@ def test_a_masked_model_on_a_causal_backbone_is_refused(
     (tmp_path / "genome.fa").write_text(">one\n" + "ACGTTGCA" * 800 + "\n")
     assert longseq("fit", "trainer=cpu", "task=mlm", "data.train=genome.fa", "data.window=128") == 2
     assert "bidirectional" in capsys.readouterr().err
+
+
+def test_two_processes_count_every_row_once(longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path) -> None:
+    devices = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"]
+    options = [option for option in tiny if option != "trainer=cpu"]
+    # A process of its own: the launcher starts the second one with this one's command.
+    process = start("fit", *options, *devices, f"data.train={dna_csv}", "run_dir=run", "report=false", "baselines=false")
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    found = metrics(tmp_path / "run")
+    assert found["environment"]["devices"] == 2
+    assert len(pd.read_csv(tmp_path / "run" / "predictions.csv")) == found["data"]["splits"]["test"]["rows"]
+    assert longseq("evaluate", "run=run", "trainer=cpu", "baselines=false") == 0
+    alone = json.loads(next((tmp_path / "run" / "evaluations").glob("*.json")).read_text())["test"]
+    for name in ("accuracy", "mcc", "auroc", "loss"):
+        assert alone[name] == pytest.approx(found["test"][name], abs=1e-5), name
+
+
+@pytest.mark.parametrize(("task", "column"), [("regression", "y"), ("multilabel", "[a, b]")])
+def test_other_targets(task: str, column: str, longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path) -> None:
+    lines = dna_csv.read_text().splitlines()[1:]
+    rows = [f"{line.split(',')[0]},{line.count('G') / 60},{i % 2},{i // 2 % 2}" for i, line in enumerate(lines)]
+    (tmp_path / "t.csv").write_text("\n".join(["sequence,y,a,b", *rows]) + "\n")
+    args = [f"task={task}", "data.train=t.csv", f"data.label_column={column}", "run_dir=run"]
+    assert longseq("fit", *tiny, *args) == 0
+    found = metrics(tmp_path / "run")
+    assert len(found["baselines"]) == 2
+    assert set(found["test"]) >= ({"mse", "mae", "r2", "pearson"} if task == "regression" else {"auroc", "auprc", "f1"})
+
+
+def test_a_backbone_that_cannot_be_built_is_answered(
+    longseq: Command, dna_csv: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["trainer=cpu", f"data.train={dna_csv}", "backbone=transformer", "backbone.d_model=30", "backbone.n_heads=4"]
+    assert longseq("fit", *args) == 2
+    message = capsys.readouterr().err
+    assert "n_heads" in message
+    assert "Traceback" not in message
