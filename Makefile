@@ -17,7 +17,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 types: $(READY)
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 $(READY): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("longseq needs Python >= 3.11, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
