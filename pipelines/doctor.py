@@ -172,18 +172,13 @@ def check_torch_packages() -> list[Finding]:
 
 
 def torch_cure(name: str) -> str:
-    """How to get a wheel that fits torch."""
+    """How to get a wheel that fits torch; the ordinary ones run on CPUs too."""
     try:
-        build = version("torch").partition("+")[2] or "cpu"
+        version("torch")
     except PackageNotFoundError:
         return "pip install torch torchaudio torchvision"
-    index = f"--index-url https://download.pytorch.org/whl/{build}"
-    other = "It is usually a wheel of another build than torch's, such as a CUDA one beside a CPU-only torch"
-    return (
-        f"{other}: pip install --force-reinstall torch torchaudio torchvision {index}"
-        if name != "torch"
-        else (f"pip install --force-reinstall torch torchaudio torchvision {index}")
-    )
+    reason = "It is usually a wheel of another build than torch's, such as an ordinary one beside a CPU-only torch: "
+    return f"{reason if name != 'torch' else ''}pip install --force-reinstall torch torchaudio torchvision"
 
 
 CHECKS: tuple[Callable[[], list[Finding]], ...] = (

@@ -73,8 +73,10 @@ def unusable_gpu(build: str | None, driver: tuple[int, int] | None, visible: str
     if driver is None:
         return Finding(OK, "no NVIDIA driver: longseq runs on the CPU")
     supports = f"the NVIDIA driver supports CUDA {driver[0]}.{driver[1]}"
-    wheel = "cu130" if driver[0] >= 13 else "cu126"
-    install = f"pip install --force-reinstall torch torchaudio torchvision --index-url https://download.pytorch.org/whl/{wheel}"
+    install = "pip install --force-reinstall torch torchaudio torchvision"
+    if driver[0] < 13:
+        packages = "torch, torchaudio and torchvision"
+        install = f"install the builds of {packages} for CUDA 12.6 (pytorch.org, Get Started, gives the command)"
     if build is None:
         return Finding(WARN, f"{supports}, but this torch is CPU-only: GPUs are not used", install)
     if int(build.split(".")[0]) > driver[0]:

@@ -109,7 +109,7 @@ def test_a_companion_of_another_build_is_a_failure_with_its_cure(monkeypatch: py
     marks = {finding.text.split()[0]: finding for finding in doctor.check_torch_packages()}
     assert marks["torch"].mark == marks["torchaudio"].mark == OK
     assert marks["torchvision"].mark == FAIL and "operator torchvision::nms does not exist" in marks["torchvision"].text
-    assert "--index-url https://download.pytorch.org/whl/cpu" in marks["torchvision"].cure
+    assert "pip install --force-reinstall torch torchaudio torchvision" in marks["torchvision"].cure
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_a_companion_of_another_build_is_a_failure_with_its_cure(monkeypatch: py
     [
         ("13.0", None, None, OK, "no NVIDIA driver", ""),
         (None, None, None, OK, "no NVIDIA driver", ""),
-        (None, (13, 0), None, WARN, "this torch is CPU-only", "whl/cu130"),
-        ("13.0", (12, 8), None, WARN, "supports CUDA 12.8, but this torch is built for CUDA 13.0", "whl/cu126"),
+        (None, (13, 0), None, WARN, "this torch is CPU-only", "--force-reinstall torch"),
+        ("13.0", (12, 8), None, WARN, "supports CUDA 12.8, but this torch is built for CUDA 13.0", "for CUDA 12.6"),
         ("12.6", (12, 8), "", WARN, "hides every GPU", "unset CUDA_VISIBLE_DEVICES"),
         ("12.6", (12, 8), None, WARN, "finds no GPU", "nvidia-smi"),
     ],
