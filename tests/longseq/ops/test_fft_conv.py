@@ -166,6 +166,8 @@ def test_fast_lengths_are_even_smooth_and_near() -> None:
         assert found == 1
 
 
+# From inside torch 2.14's own check.
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 def test_one_operator_passes_the_checks_of_torch() -> None:
     inputs = list(make(12, 10, 4, torch.float32).values())
     torch.library.opcheck(torch.ops.longseq.fft_conv.default, tuple(inputs))

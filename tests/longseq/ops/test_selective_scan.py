@@ -207,6 +207,8 @@ def test_autocast_does_not_narrow_the_scan() -> None:
         assert torch.equal(got, want)
 
 
+# From inside torch 2.14's own check.
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 def test_custom_operator_is_well_formed() -> None:
     values = make_inputs(2, 20, dtype=torch.float32)
     x, dt, A, B, C, D, z, bias, h0 = (v.requires_grad_() for v in values.values())
