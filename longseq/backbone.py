@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from longseq.layers.drop_path import DropPath
 from longseq.layers.mlp import MLP
 from longseq.layers.norms import build_norm
+from longseq.ops.tracing import is_exporting
 
 # A state is a tensor, or a dict or list of states. It is fp32 and differentiable, and its first dimension is the batch.
 State = Any
@@ -83,8 +84,7 @@ class Backbone(Mixer):
             raise TypeError(f"x must be floating point, found {x_BLD.dtype}: embed token ids first (longseq.embeddings)")
         if x_BLD.ndim != 3 or x_BLD.shape[-1] != self.d_model:
             raise ValueError(f"x must be (batch, length, d_model={self.d_model}), found {tuple(x_BLD.shape)}")
-        # Within torch.compile `is_exporting` is true as well (torch 2.11).
-        if torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling():
+        if is_exporting():
             return
         if x_BLD.shape[1] == 0:
             raise ValueError("x has length 0; the shortest sequence is one position")

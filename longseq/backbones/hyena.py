@@ -20,6 +20,7 @@ from longseq.layers.marks import mark_all
 from longseq.layers.segments import find_segments, pack, segment_mask, unpack
 from longseq.ops.causal_conv1d import causal_conv1d
 from longseq.ops.fft_conv import fft_conv
+from longseq.ops.tracing import is_exporting
 from longseq.registry import register_backbone
 
 # The published standard deviation of every linear layer's weight, that of the filter's network too.
@@ -316,7 +317,7 @@ class HyenaMixer(Mixer):
     def _check_length(self, n_positions: int) -> None:
         # An exported length is a symbol: comparing it would fix which side of the limit it is on. (Inside torch.compile
         # `is_exporting()` is always True, so that alone would switch the check off there.)
-        exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+        exporting = is_exporting()
         if not exporting and n_positions > self.max_length:
             raise ValueError(
                 f"hyena: {n_positions} positions are more than max_length={self.max_length}, which its filters are "

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from longseq.embeddings import EMBEDDINGS, TokenEmbedding
 from longseq.heads import HEADS, TokenHead
 from longseq.layers.norms import LayerNorm
+from longseq.ops.tracing import is_exporting
 
 
 class RobertaEmbedding(TokenEmbedding):
@@ -46,7 +47,7 @@ class RobertaEmbedding(TokenEmbedding):
         """`(B, L)` integers in, `(B, L, D)` and the same mask out."""
         if ids_BL.is_floating_point():
             raise TypeError(f"token ids must be integers, found {ids_BL.dtype}")
-        exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+        exporting = is_exporting()
         if not exporting and ids_BL.shape[1] > self.max_length:
             raise ValueError(
                 f"sequence of {ids_BL.shape[1]} tokens is longer than the checkpoint's {self.max_length} positions: crop it"

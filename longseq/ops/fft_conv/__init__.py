@@ -5,12 +5,12 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from longseq.ops.fft_conv.chunked import fft_conv_chunked
 from longseq.ops.fft_conv.reference import fft_conv_reference
 from longseq.ops.fft_conv.traceable import fft_conv_traceable
+from longseq.ops.tracing import is_exporting
 
 __all__ = ["fft_conv"]
 
@@ -76,7 +76,7 @@ def _choose(implementation: str, u_BLD: Tensor, k_DK: Tensor, history_BMD: Tenso
     if implementation == "reference":
         return fft_conv_reference
     # Exporters see ordinary operators; torch.compile and eager see one operator that saves memory.
-    if _is_exporting():
+    if is_exporting():
         return fft_conv_traceable
     if implementation == "auto" and isinstance(k_DK.shape[1], int) and k_DK.shape[1] <= _SHORT_KERNEL:
         return fft_conv_reference
@@ -85,11 +85,6 @@ def _choose(implementation: str, u_BLD: Tensor, k_DK: Tensor, history_BMD: Tenso
         if module.supports(u_BLD, k_DK, history_BMD):
             return module.fft_conv_triton
     return fft_conv_chunked
-
-
-def _is_exporting() -> bool:
-    # Inside torch.compile `is_exporting()` is always True (torch 2.11): the compiler does not know what it traces for.
-    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
 
 
 def _triton(u_BLD: Tensor) -> Any:
