@@ -96,6 +96,7 @@ EMBEDDINGS: dict[str, str | type[nn.Module]] = {
     "pixel": "longseq.embeddings_vision:PixelEmbedding",
     "patch": "longseq.embeddings_vision:PatchEmbedding",
     "tubelet": "longseq.embeddings_vision:TubeletEmbedding",
+    "stem": "longseq.embeddings_stem:StemEmbedding",
     "roberta": "longseq.pretrained._modules:RobertaEmbedding",
 }
 

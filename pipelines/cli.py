@@ -153,6 +153,8 @@ def run_with_config(verb: str, args: list[str]) -> int:
         sys.argv = [sys.argv[0], verb, *own]
         HydraConfig.instance().cfg = None
         try:
+            if "overrides" in cfg:
+                cfg.overrides = own
             if "resume" in cfg:
                 cfg = resume_from(apply_demo(cfg, own), own)
             result = load_verb(verb).run(cfg)
@@ -186,6 +188,7 @@ def check_overrides(verb: str, overrides: list[str]) -> list[str]:
         The overrides, with Hydra's + in front of new keys in places that the config leaves open (`data: {}`).
     """
     known_groups = groups()
+    overrides = [part for override in overrides for part in split_model_name(override)]
     plain = []
     for override in overrides:
         match = GROUP_OVERRIDE.match(override)
@@ -201,6 +204,12 @@ def check_overrides(verb: str, overrides: list[str]) -> list[str]:
             plain.append(override.split("=")[0] + "=null")
     known, opened = compose_and_check_keys(verb, plain, known_groups)
     return [add_or_set(override, known, opened) for override in overrides]
+
+
+def split_model_name(override: str) -> list[str]:
+    """`backbone=timm:vit_tiny_patch16_224` as the backbone and its option `model`; everything else as it is."""
+    match = re.fullmatch(r"backbone=(\w+):([\w.]+)", override)
+    return [override] if match is None else [f"backbone={match[1]}", f"backbone.model={match[2]}"]
 
 
 def add_or_set(override: str, known: set[str], opened: set[str]) -> str:
@@ -221,8 +230,6 @@ def check_choice(group: str, value: str, known_groups: dict[str, list[str]]) -> 
     for choice in value.strip("[]").split(","):
         choice = choice.strip()
         if choice in ("null", "") or choice.startswith(("glob(", "choice(")) or choice in known_groups[group]:
-            continue
-        if group == "backbone" and ":" in choice:
             continue
         raise ConfigError(
             f"{group} has no choice {choice!r}{nearest(choice, known_groups[group])}. Choices: {', '.join(known_groups[group])}"

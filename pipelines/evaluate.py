@@ -1,7 +1,7 @@
 """Test a trained model again, on its run's data or on other files.
 
 Loads the run's model folder, reads its data with your changes on top (data.test=other.csv), and prints the metrics beside
-the baselines. The result is kept in the run folder under evaluations/.
+the baselines. The result and the predictions are kept in the run folder under evaluations/.
 """
 
 import json
@@ -18,7 +18,7 @@ from longseq.errors import ConfigError, DataError
 from longseq.pipelines import console
 from longseq.pipelines.cli import nearest
 from longseq.pipelines.fit import build_data, build_module, build_task, build_trainer, quiet_lightning, scores
-from longseq.pipelines.results import environment, plain
+from longseq.pipelines.results import environment, gather_predictions, plain
 from longseq.pipelines.run_folder import MODEL, read_config
 
 if TYPE_CHECKING:
@@ -50,11 +50,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "data": {"changes": OmegaConf.to_container(cfg.data), "splits": data.summary(), "counts": data.counts},
         "environment": environment(trainer),
     }
+    predictions = gather_predictions(trainer, module, data)
     if trainer.is_global_zero:
         if cfg.baselines:
             result["baselines"] = data.baselines(module.task)
         path = folder / "evaluations" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}.json"
         write_atomically(path, json.dumps(plain(result), indent=2) + "\n")
+        if predictions is not None:
+            write_atomically(path.with_suffix(".csv"), predictions.to_csv(index=False))
         out = Console()
         out.print(console.results_table(result, "test result", str(saved.task.monitor), str(saved.task.mode)))
         out.print(f"written  {path}", highlight=False)

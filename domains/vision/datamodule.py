@@ -20,10 +20,11 @@ from longseq.domains.vision.labels import (
     multilabel_names,
     unknown_label,
 )
+from longseq.domains.vision.prediction_sources import read_unlabelled
 from longseq.domains.vision.rows import MaskedRows, PixelModelRows, PixelRows
 from longseq.domains.vision.sources import ReadOptions, Records, Source, read_source
 from longseq.domains.vision.tasks import MaskedPatch
-from longseq.domains.vision.tokenizer import CellTokenizer, PixelValues, default_patch
+from longseq.domains.vision.tokenizer import CellTokenizer, PixelValues, StemTokenizer, default_patch
 from longseq.domains.vision.video import Clips, make_clips
 from longseq.errors import ConfigError, DataError
 
@@ -64,6 +65,7 @@ class VisionData(DomainData):
         resize: how images of other sizes are brought to it: `crop`, `squash` or `pad`.
         channels: 1 or 3; None for what train has.
         patch: side of a patch in pixels; None chooses.
+        stem: timm's name of a convolutional network whose feature map stands in for patches, such as `resnet18`.
         tube: frames of a tubelet.
         frames: of a clip.
         frame_stride: frames of the video from one frame of a clip to the next.
@@ -84,7 +86,7 @@ class VisionData(DomainData):
         erase: probability of blacking out a rectangle.
     """
 
-    domain = "vision"
+    domain, token_unit = "vision", "dim"
 
     def __init__(
         self,
@@ -115,6 +117,7 @@ class VisionData(DomainData):
         resize: str = "crop",
         channels: int | None = None,
         patch: int | None = None,
+        stem: str | None = None,
         tube: int = 2,
         frames: int = 8,
         frame_stride: int = 1,
@@ -153,6 +156,12 @@ class VisionData(DomainData):
         self.fractions = {"val": val_fraction, "test": test_fraction}
         self.on_bad, self.resize = on_bad, resize
         self.kind, self.size, self.test_size, self.patch, self.tube = tokenizer, size, test_size, patch, tube
+        self.stem = stem
+        if stem is not None and (tokenizer != "patch" or task not in LABELLED):
+            raise ConfigError(
+                f"data.stem={stem} gives features of images: it needs data.tokenizer=patch and a task with labels, found "
+                f"data.tokenizer={tokenizer} and task={task}"
+            )
         self.frames, self.frame_stride, self.window_stride = frames if self.video else 1, frame_stride, window_stride
         self.permutation_seed, self.class_token, self.positions = permutation_seed, class_token, positions
         self._channels, self._mean, self._std = channels, mean, std
@@ -249,6 +258,8 @@ class VisionData(DomainData):
 
     def _make_tokenizer(self, train: Records) -> CellTokenizer:
         size = preparation.choose_size(train, self.size, self.kind, self.patch)
+        if self.stem is not None:
+            return StemTokenizer(self.kind, size, stem=self.stem)
         patch = 1 if self.kind == "pixel" else self.patch or default_patch(size)
         return CellTokenizer(self.kind, size, self.frames, patch, self.tube if self.video else 1)
 
@@ -296,6 +307,32 @@ class VisionData(DomainData):
             return MaskedRows(records, clips, own_labels, mask_fraction=self.mask_fraction, fixed_masks=not train, **options)
         length = tokenizer.length + (1 if self.class_token else 0)
         return PixelRows(records, clips, own_labels, length=length, **options)
+
+    # -- predicting
+
+    @classmethod
+    def options_of(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        described, embedding = config.get("tokenizer", {}), config.get("embedding", {})
+        found = {name: described[name] for name in ("size", "channels", "resize", "levels") if name in described}
+        found["tokenizer"] = embedding["name"] if embedding.get("name") in ("patch", "tubelet") else "pixel"
+        if found["tokenizer"] == "tubelet":
+            found |= {name: described[name] for name in ("frames", "frame_stride") if name in described}
+        names = ("patch", "tube", "class_token", "mean", "std")
+        return found | {name: embedding[name] for name in names if name in embedding}
+
+    def setup_predict(self, config: Mapping[str, Any]) -> None:
+        """Reads `data.predict` alone, without labels; images are brought to the model's size and channels."""
+        source = self.sources["predict"]
+        if source is None:
+            raise ConfigError("data.predict must name the images or videos to predict: a file, a folder, a table or an array")
+        records = self._scan("predict", read_unlabelled(source, self.read_options))
+        self.labels = tuple(config.get("labels", ()))
+        self.tokenizer = self._make_tokenizer(records)
+        self.channels = self._channels or int(records.sizes[:, 3].max())
+        # The model's own standardisation is part of its embedding.
+        self.mean, self.std = list(self._mean or [0.0] * self.channels), list(self._std or [1.0] * self.channels)
+        self._count_changes({"predict": records})
+        self.splits["predict"] = self._make_rows("predict", records, None)
 
     # -- what the model and the report need
 

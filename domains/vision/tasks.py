@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
@@ -78,6 +79,16 @@ class MaskedPatch(Task):
         total, count = self.squared_errors(outputs, batch)
         # Of pixels between 0 and 1, which can be compared between data sets.
         metrics.update(total if self.normalize_cells else total * self.std.square(), count)
+
+    def predictions(self, outputs: Tensor, batch: Batch) -> dict[str, np.ndarray]:
+        """How well each row's hidden cells were told from the others, in the units of the metrics."""
+        hidden = batch["hidden"]
+        errors_BL = (outputs.float() - self.standardised(batch["targets"])).square().mean(-1).masked_fill(~hidden, 0.0)
+        mse_B = errors_BL.sum(1) / hidden.sum(1)
+        if self.normalize_cells:
+            return {"mse": mse_B.cpu().numpy()}
+        mse_B = mse_B * self.std.square()
+        return {"mse": mse_B.cpu().numpy(), "psnr": (-10 * mse_B.log10()).cpu().numpy()}
 
     def pixels(self, outputs: Tensor) -> Tensor:
         """Predicted cells between 0 and 1."""

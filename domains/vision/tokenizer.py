@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from longseq.embeddings_stem import stem_grid
 from longseq.errors import ConfigError
 
 TOKENIZERS = ("pixel", "patch", "tubelet")
@@ -78,6 +79,29 @@ class CellTokenizer:
         if self.kind == "tubelet":
             options |= {"frames": self.frames, "tube": self.tube}
         return options
+
+
+@dataclass(frozen=True)
+class StemTokenizer(CellTokenizer):
+    """The cells are those of the feature map of one of timm's networks.
+
+    Attributes:
+        stem: timm's name of the network.
+    """
+
+    stem: str = ""
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Cells of the feature map along (H, W)."""
+        try:
+            return stem_grid(self.stem, self.size)
+        except ValueError as error:
+            raise ConfigError(f"data.{error}") from None
+
+    def embedding(self) -> dict[str, Any]:
+        """Name and sizes of the embedding that holds the network."""
+        return {"name": "stem", "size": list(self.size), "model": self.stem}
 
 
 def default_patch(size: Sequence[int]) -> int:

@@ -103,6 +103,17 @@ def test_experiment_composes(choice: str) -> None:
     assert cfg.domain == choice.split("/")[0]
 
 
+@pytest.mark.parametrize("choice", GROUPS["experiment"])
+def test_experiment_builds(choice: str) -> None:
+    cfg = composed(f"experiment={choice}")
+    data = instantiate(cfg.data, task=cfg.task.name, _convert_="all")
+    assert data.domain == cfg.domain
+    options: Any = OmegaConf.to_container(cfg.backbone, resolve=True)
+    if options.get("max_length", 0) is None:
+        options["max_length"] = 64
+    assert create_backbone(**options).d_model == options["d_model"]
+
+
 @pytest.mark.parametrize("verb", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
 def test_every_verb_composes(verb: str) -> None:
     assert composed(verb=verb)

@@ -66,6 +66,11 @@ def test_valid_overrides_pass() -> None:
     check_overrides("fit", ["domain=dna", "backbone=hyena", "seed=1,2,3", "+trainer.new=1", "logger=[csv]", "optimizer.lr=0.1"])
 
 
+def test_timms_models_are_named_behind_a_colon() -> None:
+    found = check_overrides("fit", ["domain=vision", "backbone=timm:deit_tiny_patch16_224"])
+    assert found == ["domain=vision", "backbone=timm", "backbone.model=deit_tiny_patch16_224"]
+
+
 def test_words_that_are_no_overrides_are_refused() -> None:
     with pytest.raises(ConfigError, match="key=value"):
         check_overrides("fit", ["hyena"])

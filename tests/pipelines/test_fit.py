@@ -202,6 +202,8 @@ def test_evaluate_repeats_the_test_and_takes_other_files(
     assert longseq("evaluate", "run=run", "trainer=cpu") == 0
     first = sorted((tmp_path / "run" / "evaluations").glob("*.json"))[-1]
     assert json.loads(first.read_text())["test"]["mcc"] == pytest.approx(metrics(tmp_path / "run")["test"]["mcc"], abs=1e-6)
+    own, again = pd.read_csv(tmp_path / "run" / "predictions.csv"), pd.read_csv(first.with_suffix(".csv"))
+    pd.testing.assert_frame_equal(again, own, atol=1e-5)
     assert longseq("evaluate", "run=run", "trainer=cpu", "data.tset=x.csv") == 2
     assert longseq("evaluate", "run=nowhere") == 2
 
