@@ -1,8 +1,5 @@
 """The short causal depthwise convolution in front of a state space model."""
 
-import importlib
-import importlib.util
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -10,11 +7,15 @@ from torch import Tensor
 
 from longseq.ops.causal_conv1d.chunked import causal_conv1d_chunked
 from longseq.ops.causal_conv1d.reference import causal_conv1d_reference
+from longseq.ops.dispatch import Operator
+from longseq.ops.tracing import is_exporting
 
 __all__ = ["causal_conv1d"]
 
-Implementation = Literal["auto", "reference", "chunked", "triton"]
-_TRITON_MODULE = "longseq.ops.causal_conv1d.triton"
+Implementation = Literal["auto", "reference", "chunked", "cpu", "triton"]
+_operator = Operator(
+    "causal_conv1d", reference=causal_conv1d_reference, chunked=causal_conv1d_chunked, kernels=("cpu", "triton")
+)
 
 
 def causal_conv1d(
@@ -45,7 +46,8 @@ def causal_conv1d(
         segment_ids_BL: integers (B, L); no tap reaches across a change of the id between real positions.
         reverse: convolve from right to left: y_t sees x_t ... x_{t+K-1}. The states then stand on the other sides: the
             initial one to the right (the rightmost input is the oldest), the final one at the left end.
-        implementation: "auto", or "reference" (loops), "chunked" (plain PyTorch), "triton" (CUDA kernels).
+        implementation: "auto", or "reference" (loops), "chunked" (plain PyTorch), "cpu" (compiled loops),
+            "triton" (CUDA kernels).
 
     Returns:
         y_BLD in the dtype of `x_BLD`, and the final state: the K-1 inputs up to the last real position, (B, K-1, D),
@@ -61,8 +63,8 @@ def causal_conv1d(
     one needs no transpose, and its state is K-1 inputs, not K.
     """
     _check(x_BLD, weight_DK, bias_D, activation, initial_state_BKD, mask_BL, segment_ids_BL)
-    run = _choose(implementation, x_BLD)
-    return run(
+    return _operator(
+        implementation,
         x_BLD,
         weight_DK,
         bias_D,
@@ -72,35 +74,6 @@ def causal_conv1d(
         segment_ids_BL=segment_ids_BL,
         reverse=reverse,
     )
-
-
-def _choose(implementation: str, x_BLD: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The one place where an implementation is chosen."""
-    if implementation == "reference":
-        return causal_conv1d_reference
-    if implementation == "chunked":
-        return causal_conv1d_chunked
-    if implementation not in ("auto", "triton"):
-        raise ValueError(f"implementation must be auto, reference, chunked or triton, found {implementation!r}")
-    problem = _why_no_triton(x_BLD)
-    if problem is None:
-        return importlib.import_module(_TRITON_MODULE).causal_conv1d_triton
-    if implementation == "triton":
-        raise ValueError(f"implementation='triton' is not available: {problem}; use 'auto' or 'chunked'")
-    return causal_conv1d_chunked
-
-
-def _why_no_triton(x_BLD: Tensor) -> str | None:
-    if torch.compiler.is_exporting():
-        return "an exported graph cannot hold Triton kernels"
-    if not x_BLD.is_cuda:
-        return f"it needs CUDA tensors, found {x_BLD.device}"
-    if x_BLD.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"it computes in float32, found {x_BLD.dtype}"
-    for module in (_TRITON_MODULE, "triton"):
-        if importlib.util.find_spec(module) is None:
-            return f"the module {module} is not installed"
-    return None
 
 
 def _check(
@@ -116,7 +89,7 @@ def _check(
         shapes = f"x {tuple(x_BLD.shape)} and weight {tuple(weight_DK.shape)}"
         raise ValueError(f"x must be (batch, length, width) and weight (width, taps), found {shapes}")
     batch, length, width = x_BLD.shape
-    if not torch.compiler.is_exporting() and length == 0:
+    if not is_exporting() and length == 0:
         raise ValueError("x has length 0; the shortest sequence is one position")
     if activation not in (None, "silu"):
         raise ValueError(f"activation must be 'silu' or None, found {activation!r}")

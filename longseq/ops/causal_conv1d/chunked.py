@@ -30,7 +30,7 @@ def causal_conv1d_chunked(
         x = x.masked_fill(~mask_BL.unsqueeze(-1), 0.0)
     # Position t of the sequence stands at t + history; before it, what came earlier.
     extended = _prepend(x, history, initial_state_BKD, mask_BL)
-    runs = None if segment_ids_BL is None else F.pad(_runs(segment_ids_BL, mask_BL), (history, 0))
+    runs = None if segment_ids_BL is None else F.pad(number_runs(segment_ids_BL, mask_BL), (history, 0))
     y = _taps(extended, weight_DK.to(dtype), None if bias_D is None else bias_D.to(dtype), runs, length)
     if activation == "silu":
         y = F.silu(y)
@@ -64,7 +64,7 @@ def _prepend(x: Tensor, history: int, initial_state_BKD: Tensor | None, mask_BL:
     return extended.scatter_add(1, place_BK.unsqueeze(-1).expand_as(state), state)
 
 
-def _runs(segment_ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
+def number_runs(segment_ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
     """Numbers the segments of a row from 0; a segment begins where a real position's id differs from the last one's."""
     place_L = torch.arange(segment_ids_BL.shape[1], device=segment_ids_BL.device)
     real_BL = torch.ones_like(segment_ids_BL, dtype=torch.bool) if mask_BL is None else mask_BL

@@ -1,23 +1,20 @@
 """Diagonal state-space models (S4D, DSS and their kin): one linear time-invariant recurrence per channel."""
 
-import importlib
-import importlib.util
-from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from longseq.ops.checks import check_chunk_size, check_parameters, check_rows, check_sequence
 from longseq.ops.diagonal_ssm.chunked import diagonal_ssm_chunked
 from longseq.ops.diagonal_ssm.discretize import Discretization, discretize, kernel_taps, multiply
 from longseq.ops.diagonal_ssm.reference import diagonal_ssm_reference
+from longseq.ops.dispatch import Operator
 
 __all__ = ["Discretization", "Implementation", "diagonal_ssm", "diagonal_ssm_kernel", "diagonal_ssm_step"]
 
 Implementation = Literal["auto", "reference", "chunked", "triton"]
-_TRITON_MODULE = "longseq.ops.diagonal_ssm.triton"
-# Looked up once: searching the path costs more than launching a kernel, and a compiler cannot trace it.
-_HAS_TRITON = all(importlib.util.find_spec(name) is not None for name in (_TRITON_MODULE, "triton"))
+_operator = Operator("diagonal_ssm", reference=diagonal_ssm_reference, chunked=diagonal_ssm_chunked)
 
 
 def diagonal_ssm(
@@ -78,12 +75,11 @@ def diagonal_ssm(
     equations 2 and 3. Differs from the authors' code: no FFT and no kernel as long as the input, but chunks with a carried
     state, all in real arithmetic.
     """
-    _check_parameters(x_BLD, dt_D, A_real_DN, A_imag_DN, C_DN2, B_DN2, D_D)
+    _check(x_BLD, dt_D, A_real_DN, A_imag_DN, C_DN2, B_DN2, D_D)
     _check_discretization(discretization)
-    _check_rows(x_BLD, A_real_DN, initial_state_BDN2, mask_BL, segment_ids_BL)
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size}: expected 1 or more positions")
-    run = _choose(implementation, x_BLD)
+    state_shape = (x_BLD.shape[0], *A_real_DN.shape, 2)
+    check_rows(x_BLD.shape[:2], mask_BL, segment_ids_BL, ("initial_state_BDN2", initial_state_BDN2, state_shape))
+    check_chunk_size(chunk_size)
     options = {
         "discretization": discretization,
         "initial_state_BDN2": initial_state_BDN2,
@@ -93,10 +89,10 @@ def diagonal_ssm(
         "chunk_size": chunk_size,
     }
     if not torch.is_autocast_enabled(x_BLD.device.type):
-        return run(x_BLD, dt_D, A_real_DN, A_imag_DN, C_DN2, B_DN2, D_D, **options)
+        return _operator(implementation, x_BLD, dt_D, A_real_DN, A_imag_DN, C_DN2, B_DN2, D_D, **options)
     # Autocast would run the products over kernel taps and states in 16 bits.
     with torch.autocast(x_BLD.device.type, enabled=False):
-        return run(x_BLD, dt_D, A_real_DN, A_imag_DN, C_DN2, B_DN2, D_D, **options)
+        return _operator(implementation, x_BLD, dt_D, A_real_DN, A_imag_DN, C_DN2, B_DN2, D_D, **options)
 
 
 def diagonal_ssm_step(
@@ -176,31 +172,12 @@ def diagonal_ssm_kernel(
         return kernel_taps(poles, C_DN2.to(dtype), length)
 
 
-def _choose(implementation: str, x_BLD: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The one place where an implementation is picked."""
-    if implementation not in get_args(Implementation):
-        raise ValueError(f"implementation={implementation!r}: expected one of {', '.join(get_args(Implementation))}")
-    if implementation == "reference":
-        return diagonal_ssm_reference
-    if implementation == "triton":
-        if not _HAS_TRITON:
-            raise ValueError("implementation='triton': not available for diagonal_ssm; use 'auto' or 'chunked'")
-        return _triton()
-    on_gpu = x_BLD.device.type == "cuda" and x_BLD.dtype != torch.float64 and not torch.compiler.is_exporting()
-    return _triton() if implementation == "auto" and on_gpu and _HAS_TRITON else diagonal_ssm_chunked
-
-
-def _triton() -> Callable[..., tuple[Tensor, Tensor]]:
-    module: Any = importlib.import_module(_TRITON_MODULE)
-    return module.diagonal_ssm_triton
-
-
 def _check_discretization(discretization: str) -> None:
     if discretization not in get_args(Discretization):
         raise ValueError(f"discretization={discretization!r}: expected one of {', '.join(get_args(Discretization))}")
 
 
-def _check_parameters(
+def _check(
     x_BLD: Tensor,
     dt_D: Tensor,
     A_real_DN: Tensor,
@@ -209,42 +186,12 @@ def _check_parameters(
     B_DN2: Tensor | None,
     D_D: Tensor | None,
 ) -> None:
-    if x_BLD.ndim != 3:
-        raise ValueError(f"x_BLD: expected (batch, length, width), found shape {tuple(x_BLD.shape)}")
-    if not x_BLD.is_floating_point():
-        raise TypeError(f"x_BLD: expected a floating dtype, found {x_BLD.dtype}")
-    if not torch.compiler.is_compiling() and x_BLD.shape[1] == 0:
-        raise ValueError("x_BLD: expected at least one position, found length 0")
+    check_sequence("x_BLD", x_BLD, 3)
     if A_real_DN.ndim != 2:
         raise ValueError(f"A_real_DN: expected (width, pairs), found shape {tuple(A_real_DN.shape)}")
     width, pairs = x_BLD.shape[2], A_real_DN.shape[1]
-    expected = {
-        "dt_D": (dt_D, (width,)),
-        "A_real_DN": (A_real_DN, (width, pairs)),
-        "A_imag_DN": (A_imag_DN, (width, pairs)),
-        "C_DN2": (C_DN2, (width, pairs, 2)),
-        "B_DN2": (B_DN2, (width, pairs, 2)),
-        "D_D": (D_D, (width,)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ValueError(f"{name}: expected shape {shape} for the width of x_BLD, found {tuple(tensor.shape)}")
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name}: expected a floating dtype, found {tensor.dtype}")
-
-
-def _check_rows(
-    x_BLD: Tensor, A_real_DN: Tensor, initial_state_BDN2: Tensor | None, mask_BL: Tensor | None, segment_ids_BL: Tensor | None
-) -> None:
-    if mask_BL is not None and mask_BL.dtype != torch.bool:
-        raise TypeError(f"mask_BL: expected bool with True at real positions, found {mask_BL.dtype}")
-    if segment_ids_BL is not None and (segment_ids_BL.is_floating_point() or segment_ids_BL.dtype == torch.bool):
-        raise TypeError(f"segment_ids_BL: expected integers, found {segment_ids_BL.dtype}")
-    if torch.compiler.is_compiling():
-        return
-    for name, tensor in (("mask_BL", mask_BL), ("segment_ids_BL", segment_ids_BL)):
-        if tensor is not None and tensor.shape != x_BLD.shape[:2]:
-            raise ValueError(f"{name}: expected (batch, length) = {tuple(x_BLD.shape[:2])}, found {tuple(tensor.shape)}")
-    expected = (x_BLD.shape[0], *A_real_DN.shape, 2)
-    if initial_state_BDN2 is not None and tuple(initial_state_BDN2.shape) != expected:
-        raise ValueError(f"initial_state_BDN2: expected {expected}, found {tuple(initial_state_BDN2.shape)}")
+    per_pole = {"A_real_DN": A_real_DN, "A_imag_DN": A_imag_DN}
+    expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {n: (t, (width, pairs)) for n, t in per_pole.items()}
+    expected |= {n: (t, (width, pairs, 2)) for n, t in {"C_DN2": C_DN2, "B_DN2": B_DN2}.items()}
+    expected |= {n: (t, (width,)) for n, t in {"dt_D": dt_D, "D_D": D_D}.items()}
+    check_parameters(expected, "the width of x_BLD")

@@ -59,14 +59,14 @@ def compact(mask_BL: Tensor | None, segment_ids_BL: Tensor | None, like_BL: Tens
     return Layout(slot_BL, mask_BL, length, chunk_size, place_BL[:, -1] + 1, start_BS=start_BS)
 
 
-def align(mask_BL: Tensor | None, segment_ids_BL: Tensor, chunk_size: int) -> Layout:
+def align(mask_BL: Tensor | None, segment_ids_BL: Tensor, chunk_size: int, smallest: int = SMALLEST_CHUNK) -> Layout:
     """Each document's real positions together, from the beginning of a chunk; the number of slots depends on the data."""
     real_BL = torch.ones_like(segment_ids_BL, dtype=torch.bool) if mask_BL is None else mask_BL
     document_BL = segment_starts(segment_ids_BL, mask_BL).long().cumsum(1)
     n_documents = int(document_BL.max()) + 1
     n_batch, length = real_BL.shape
     # Many short documents in chunks that they cannot fill would be mostly padding.
-    while chunk_size > SMALLEST_CHUNK and chunk_size * n_documents > length:
+    while chunk_size > smallest and chunk_size * n_documents > length:
         chunk_size //= 2
     length_BS = torch.zeros(n_batch, n_documents, dtype=torch.long, device=real_BL.device)
     length_BS = length_BS.scatter_add(1, document_BL, real_BL.long())

@@ -1,11 +1,12 @@
 """Diagonal-plus-low-rank state-space models (S4): one linear time-invariant recurrence per channel."""
 
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from longseq.ops.checks import check_chunk_size, check_parameters, check_rows, check_sequence
+from longseq.ops.dispatch import Operator
 from longseq.ops.dplr_ssm.cauchy import kernel_by_cauchy, undo_length_correction
 from longseq.ops.dplr_ssm.chunked import dplr_ssm_chunked, kernel_by_powers
 from longseq.ops.dplr_ssm.discretize import output_row, resolvent
@@ -15,6 +16,7 @@ __all__ = ["Implementation", "KernelMethod", "dplr_ssm", "dplr_ssm_kernel", "dpl
 
 Implementation = Literal["auto", "reference", "chunked"]
 KernelMethod = Literal["cauchy", "powers"]
+_operator = Operator("dplr_ssm", reference=dplr_ssm_reference, chunked=dplr_ssm_chunked, kernels=())
 
 
 def dplr_ssm(
@@ -74,11 +76,10 @@ def dplr_ssm(
     Paper: Efficiently Modeling Long Sequences with Structured State Spaces, https://arxiv.org/abs/2111.00396, equations 3 and
     4 and theorem 1. Differs from the authors' code: chunks with a carried state instead of an FFT, in real arithmetic.
     """
-    _check(x_BLD, dt_D, A_real_DN, A_imag_DN, P_DN2, B_DN2, C_DN2, D_D, initial_state_BDN2)
-    _check_rows(x_BLD, mask_BL, segment_ids_BL)
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size}: expected 1 or more positions")
-    run = _choose(implementation)
+    _check(x_BLD, dt_D, A_real_DN, A_imag_DN, P_DN2, B_DN2, C_DN2, D_D)
+    state_shape = (x_BLD.shape[0], *A_real_DN.shape, 2)
+    check_rows(x_BLD.shape[:2], mask_BL, segment_ids_BL, ("initial_state_BDN2", initial_state_BDN2, state_shape))
+    check_chunk_size(chunk_size)
     options = {
         "initial_state_BDN2": initial_state_BDN2,
         "mask_BL": mask_BL,
@@ -87,10 +88,10 @@ def dplr_ssm(
         "chunk_size": chunk_size,
     }
     if not torch.is_autocast_enabled(x_BLD.device.type):
-        return run(x_BLD, dt_D, A_real_DN, A_imag_DN, P_DN2, B_DN2, C_DN2, D_D, **options)
+        return _operator(implementation, x_BLD, dt_D, A_real_DN, A_imag_DN, P_DN2, B_DN2, C_DN2, D_D, **options)
     # Autocast would run the products over kernel taps and states in 16 bits.
     with torch.autocast(x_BLD.device.type, enabled=False):
-        return run(x_BLD, dt_D, A_real_DN, A_imag_DN, P_DN2, B_DN2, C_DN2, D_D, **options)
+        return _operator(implementation, x_BLD, dt_D, A_real_DN, A_imag_DN, P_DN2, B_DN2, C_DN2, D_D, **options)
 
 
 def dplr_ssm_step(
@@ -168,13 +169,6 @@ def dplr_ssm_kernel(
         return (kernel_by_cauchy if method == "cauchy" else kernel_by_powers)(*parameters, length=length)
 
 
-def _choose(implementation: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The one place where an implementation is picked."""
-    if implementation not in get_args(Implementation):
-        raise ValueError(f"implementation={implementation!r}: expected one of {', '.join(get_args(Implementation))}")
-    return dplr_ssm_reference if implementation == "reference" else dplr_ssm_chunked
-
-
 def _check(
     x_BLD: Tensor,
     dt_D: Tensor,
@@ -184,39 +178,13 @@ def _check(
     B_DN2: Tensor,
     C_DN2: Tensor,
     D_D: Tensor | None,
-    initial_state_BDN2: Tensor | None,
 ) -> None:
-    if x_BLD.ndim != 3:
-        raise ValueError(f"x_BLD: expected (batch, length, width), found shape {tuple(x_BLD.shape)}")
-    if not x_BLD.is_floating_point():
-        raise TypeError(f"x_BLD: expected a floating dtype, found {x_BLD.dtype}")
-    if not torch.compiler.is_compiling() and x_BLD.shape[1] == 0:
-        raise ValueError("x_BLD: expected at least one position, found length 0")
+    check_sequence("x_BLD", x_BLD, 3)
     if A_real_DN.ndim != 2:
         raise ValueError(f"A_real_DN: expected (width, pairs), found shape {tuple(A_real_DN.shape)}")
     width, pairs = x_BLD.shape[2], A_real_DN.shape[1]
-    full = (width, pairs, 2)
-    named = {"A_real_DN": (A_real_DN, full[:2]), "A_imag_DN": (A_imag_DN, full[:2]), "P_DN2": (P_DN2, full)}
-    named |= {"B_DN2": (B_DN2, full), "C_DN2": (C_DN2, full), "dt_D": (dt_D, (width,))}
-    for name, (tensor, shape) in named.items():
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name}: expected shape {shape} for the width of x_BLD, found {tuple(tensor.shape)}")
-    if D_D is not None and tuple(D_D.shape) != (width,):
-        raise ValueError(f"D_D: expected shape ({width},), found {tuple(D_D.shape)}")
-    if torch.compiler.is_compiling() or initial_state_BDN2 is None:
-        return
-    if tuple(initial_state_BDN2.shape) != (x_BLD.shape[0], *full):
-        expected = (x_BLD.shape[0], *full)
-        raise ValueError(f"initial_state_BDN2: expected {expected}, found {tuple(initial_state_BDN2.shape)}")
-
-
-def _check_rows(x_BLD: Tensor, mask_BL: Tensor | None, segment_ids_BL: Tensor | None) -> None:
-    if mask_BL is not None and mask_BL.dtype != torch.bool:
-        raise TypeError(f"mask_BL: expected bool with True at real positions, found {mask_BL.dtype}")
-    if segment_ids_BL is not None and (segment_ids_BL.is_floating_point() or segment_ids_BL.dtype == torch.bool):
-        raise TypeError(f"segment_ids_BL: expected integers, found {segment_ids_BL.dtype}")
-    if torch.compiler.is_compiling():
-        return
-    for name, tensor in (("mask_BL", mask_BL), ("segment_ids_BL", segment_ids_BL)):
-        if tensor is not None and tensor.shape != x_BLD.shape[:2]:
-            raise ValueError(f"{name}: expected (batch, length) = {tuple(x_BLD.shape[:2])}, found {tuple(tensor.shape)}")
+    per_pole = {"A_real_DN": A_real_DN, "A_imag_DN": A_imag_DN}
+    expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {n: (t, (width, pairs)) for n, t in per_pole.items()}
+    expected |= {n: (t, (width, pairs, 2)) for n, t in {"P_DN2": P_DN2, "B_DN2": B_DN2, "C_DN2": C_DN2}.items()}
+    expected |= {n: (t, (width,)) for n, t in {"dt_D": dt_D, "D_D": D_D}.items()}
+    check_parameters(expected, "the width of x_BLD")

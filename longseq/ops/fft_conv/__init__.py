@@ -1,26 +1,28 @@
 """The long convolution: causal, with a kernel of any length, both gates and the skip term in one operator."""
 
-import importlib
-import importlib.util
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
+from longseq.ops.dispatch import Operator
 from longseq.ops.fft_conv.chunked import fft_conv_chunked
 from longseq.ops.fft_conv.reference import fft_conv_reference
-from longseq.ops.fft_conv.traceable import fft_conv_traceable
 from longseq.ops.tracing import is_exporting
 
 __all__ = ["fft_conv"]
 
-_IMPLEMENTATIONS = ("auto", "reference", "chunked", "triton")
-_TRITON_MODULE = "longseq.ops.fft_conv.triton"
-# Looked up once: searching the path costs more than launching a kernel, and a compiler cannot trace it.
-_HAS_TRITON = all(importlib.util.find_spec(name) is not None for name in (_TRITON_MODULE, "triton"))
 # Up to this many taps the sum over lags is faster, forward and backward: on a CPU it loses to the FFT from 8 taps on for
 # 16 x 1,024 x 64, and from 16 on for 1 x 32,768 x 128.
 _SHORT_KERNEL = 6
+
+
+def _shortcut(_: Tensor, k_DK: Tensor, *__: Tensor | None, **___: Any) -> str | None:
+    # An exporter gets the same operators for all lengths.
+    short = isinstance(k_DK.shape[1], int) and k_DK.shape[1] <= _SHORT_KERNEL
+    return "reference" if short and not is_exporting() else None
+
+
+_operator = Operator("fft_conv", reference=fft_conv_reference, chunked=fft_conv_chunked, shortcut=_shortcut)
 
 
 def fft_conv(
@@ -63,36 +65,7 @@ def fft_conv(
     code pads to 2 L and keeps all spectra; here n is the next fast length that leaves the wanted outputs whole.
     """
     _check(u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
-    run = _choose(implementation, u_BLD, k_DK, history_BMD)
-    return run(u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
-
-
-def _choose(implementation: str, u_BLD: Tensor, k_DK: Tensor, history_BMD: Tensor | None) -> Callable[..., Tensor]:
-    """The one place where an implementation is picked."""
-    if implementation not in _IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r}: expected one of {', '.join(_IMPLEMENTATIONS)}")
-    if implementation == "triton":
-        return _triton(u_BLD).fft_conv_triton
-    if implementation == "reference":
-        return fft_conv_reference
-    # Exporters see ordinary operators; torch.compile and eager see one operator that saves memory.
-    if is_exporting():
-        return fft_conv_traceable
-    if implementation == "auto" and isinstance(k_DK.shape[1], int) and k_DK.shape[1] <= _SHORT_KERNEL:
-        return fft_conv_reference
-    if implementation == "auto" and u_BLD.is_cuda and _HAS_TRITON:
-        module = _triton(u_BLD)
-        if module.supports(u_BLD, k_DK, history_BMD):
-            return module.fft_conv_triton
-    return fft_conv_chunked
-
-
-def _triton(u_BLD: Tensor) -> Any:
-    """The module of the GPU kernel: `fft_conv_triton` with the arguments of the other forms, and `supports`."""
-    if not _HAS_TRITON or not u_BLD.is_cuda:
-        found = f"tensors on {u_BLD.device}" if _HAS_TRITON else "no such kernel in this installation"
-        raise ValueError(f"implementation='triton': needs triton and a CUDA device, found {found}; use 'auto' or 'chunked'")
-    return importlib.import_module(_TRITON_MODULE)
+    return _operator(implementation, u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
 
 
 def _check(

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from longseq.ops.fft_conv.traceable import fft_conv_traceable
+from longseq.ops.tracing import is_exporting
+
 # Real numbers in the padded signals of one group of channels. On a CPU a group stays in its cache; on a GPU groups only
 # bound the memory of the spectra.
 _GROUP_NUMEL_CPU = 1 << 18
@@ -29,6 +32,9 @@ def fft_conv_chunked(
 
     Cost: O(B D n log n) time for n about M + 2 L; beyond the output, the memory of one group of channels.
     """
+    if is_exporting():
+        # Exporters see ordinary operators; torch.compile and eager see one operator that saves memory.
+        return fft_conv_traceable(u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
     return torch.ops.longseq.fft_conv(u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
 
 

@@ -1,21 +1,22 @@
 """The selective scan of Mamba-1: a diagonal state space model whose step size, input and output maps depend on time."""
 
-import importlib
-import importlib.util
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longseq.ops.dispatch import Operator
 from longseq.ops.selective_scan.chunked import selective_scan_chunked
 from longseq.ops.selective_scan.reference import selective_scan_reference
+from longseq.ops.tracing import is_exporting
 
 __all__ = ["Implementation", "selective_scan", "selective_scan_step"]
 
-Implementation = Literal["auto", "reference", "chunked", "triton"]
-_TRITON_MODULE = "longseq.ops.selective_scan.triton"
+Implementation = Literal["auto", "reference", "chunked", "cpu", "triton"]
+_operator = Operator(
+    "selective_scan", reference=selective_scan_reference, chunked=selective_scan_chunked, kernels=("cpu", "triton")
+)
 
 
 def selective_scan(
@@ -57,7 +58,8 @@ def selective_scan(
             last real position before it. The first real position continues the initial state.
         reverse: run from right to left, for the backward half of a bidirectional layer. The initial state then stands
             to the right of the sequence, and the final state is the one at its left end.
-        implementation: "auto", or "reference" (a loop over time), "chunked" (plain PyTorch), "triton" (CUDA kernels).
+        implementation: "auto", or "reference" (a loop over time), "chunked" (plain PyTorch), "cpu"
+            (compiled loops), "triton" (CUDA kernels).
 
     Returns:
         y_BLD in the dtype of `x_BLD`, and the final state (B, D, N) in float32 (float64 for float64 inputs). Both are
@@ -67,15 +69,15 @@ def selective_scan(
         TypeError: a mask that is not bool, segment ids that are not integers, inputs that are not floating point.
         ValueError: shapes that do not fit, an unknown implementation, or one that is not available here.
 
-    Cost: O(B L D N) time; memory O(B L D) and one state for each 128 steps, in forward and backward.
+    Cost: O(B L D N) time; memory O(B L D) and one state for each 64 (compiled) or 128 steps, in forward and backward.
 
     Paper: Mamba: Linear-Time Sequence Modeling with Selective State Spaces, https://arxiv.org/abs/2312.00752, equation
     2a with the discretisation of equation 4, B simplified to dt B as in the authors' code. Unlike there, the state can
     be given, is returned with its gradient, and stays float32.
     """
     _check(x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, initial_state_BDN, mask_BL, segment_ids_BL)
-    run = _choose(implementation, x_BLD)
-    return run(
+    return _operator(
+        implementation,
         x_BLD,
         dt_BLD,
         A_DN,
@@ -140,35 +142,6 @@ def selective_scan_step(
     return y.to(x_BD.dtype), state_BDN
 
 
-def _choose(implementation: str, x_BLD: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The one place where an implementation is chosen."""
-    if implementation == "reference":
-        return selective_scan_reference
-    if implementation == "chunked":
-        return selective_scan_chunked
-    if implementation not in ("auto", "triton"):
-        raise ValueError(f"implementation must be auto, reference, chunked or triton, found {implementation!r}")
-    problem = _why_no_triton(x_BLD)
-    if problem is None:
-        return importlib.import_module(_TRITON_MODULE).selective_scan_triton
-    if implementation == "triton":
-        raise ValueError(f"implementation='triton' is not available: {problem}; use 'auto' or 'chunked'")
-    return selective_scan_chunked
-
-
-def _why_no_triton(x_BLD: Tensor) -> str | None:
-    if torch.compiler.is_exporting():
-        return "an exported graph cannot hold Triton kernels"
-    if not x_BLD.is_cuda:
-        return f"it needs CUDA tensors, found {x_BLD.device}"
-    if x_BLD.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"it computes in float32, found {x_BLD.dtype}"
-    for module in (_TRITON_MODULE, "triton"):
-        if importlib.util.find_spec(module) is None:
-            return f"the module {module} is not installed"
-    return None
-
-
 def _check(
     x_BLD: Tensor,
     dt_BLD: Tensor,
@@ -187,7 +160,7 @@ def _check(
         raise ValueError(f"x must be (batch, length, width) and A (width, states), found {shapes}")
     batch, length, width = x_BLD.shape
     n_state = A_DN.shape[1]
-    if not torch.compiler.is_exporting() and length == 0:
+    if not is_exporting() and length == 0:
         raise ValueError("x has length 0; the shortest sequence is one step")
     expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
         "x": (x_BLD, (batch, length, width)),

@@ -20,6 +20,7 @@ from longseq.ops.selective_scan.chunk_math import (
     sum_over_states,
 )
 from longseq.ops.selective_scan.traceable import scan_traceable
+from longseq.ops.tracing import is_exporting
 
 CHUNK = 128
 # Elements of one expanded chunk: what stays in the last-level cache of a CPU, and what fills a GPU.
@@ -50,13 +51,13 @@ def selective_scan_chunked(
     if reverse:
         mask_BL = None if mask_BL is None else mask_BL.flip(1)
         segment_ids_BL = None if segment_ids_BL is None else segment_ids_BL.flip(1)
-    keep_BL = None if segment_ids_BL is None else _keep_state(segment_ids_BL, mask_BL).to(dtype)
+    keep_BL = None if segment_ids_BL is None else keep_state(segment_ids_BL, mask_BL).to(dtype)
     A_ND = A_DN.to(dtype).t().contiguous()
     if initial_state_BDN is None:
         h0_BND = torch.zeros(x.shape[0], *A_ND.shape, dtype=dtype, device=x.device)
     else:
         h0_BND = initial_state_BDN.to(dtype).transpose(1, 2).contiguous()
-    if torch.compiler.is_exporting():
+    if is_exporting():
         y_BLD, state_BND = scan_traceable(x, dt, A_ND, Bt, Ct, D_D, z, dt_bias_D, mask_BL, keep_BL, h0_BND, dt_softplus)
     else:
         y_BLD, state_BND, _ = _scan(x, dt, A_ND, Bt, Ct, D_D, z, dt_bias_D, mask_BL, keep_BL, h0_BND, dt_softplus)
@@ -78,7 +79,7 @@ def _prepare(v_BLX: Tensor, mask_BL: Tensor | None, reverse: bool) -> Tensor:
     return v_BLX.flip(1) if reverse else v_BLX
 
 
-def _keep_state(segment_ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
+def keep_state(segment_ids_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
     """False at a real position whose segment differs from that of the last real position before it."""
     if mask_BL is None:
         return F.pad(segment_ids_BL[:, 1:] == segment_ids_BL[:, :-1], (1, 0), value=True)

@@ -1,22 +1,19 @@
 """State-space duality (SSD), the operator of Mamba-2: a scan whose decay is one scalar per head and position."""
 
-import importlib
-import importlib.util
-from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from longseq.ops.checks import check_chunk_size, check_parameters, check_rows, check_sequence
+from longseq.ops.dispatch import Operator
 from longseq.ops.ssd.chunked import ssd_chunked
 from longseq.ops.ssd.reference import ssd_reference, ssd_step
 
 __all__ = ["Implementation", "ssd", "ssd_step"]
 
 Implementation = Literal["auto", "reference", "chunked", "triton"]
-_TRITON_MODULE = "longseq.ops.ssd.triton"
-# Looked up once: searching the path costs more than launching a kernel, and a compiler cannot trace it.
-_HAS_TRITON = all(importlib.util.find_spec(name) is not None for name in (_TRITON_MODULE, "triton"))
+_operator = Operator("ssd", reference=ssd_reference, chunked=ssd_chunked)
 
 
 def ssd(
@@ -78,11 +75,11 @@ def ssd(
     differences of a cumulative sum, and the op takes masks, a reversed order and differentiable states.
     """
     _check_shapes(x_BLHP, dt_BLH, B_BLGN, C_BLGN)
-    _check_heads(x_BLHP, A_H=A_H, D_H=D_H, dt_bias_H=dt_bias_H)
-    _check_rows(x_BLHP, B_BLGN, initial_state_BHPN, mask_BL, segment_ids_BL)
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size}: expected 1 or more positions")
-    run = _choose(implementation, x_BLHP)
+    per_head = {"A_H": A_H, "D_H": D_H, "dt_bias_H": dt_bias_H}
+    check_parameters({n: (t, (x_BLHP.shape[2],)) for n, t in per_head.items()}, "the heads of x_BLHP")
+    state_shape = (x_BLHP.shape[0], *x_BLHP.shape[2:], B_BLGN.shape[-1])
+    check_rows(x_BLHP.shape[:2], mask_BL, segment_ids_BL, ("initial_state_BHPN", initial_state_BHPN, state_shape))
+    check_chunk_size(chunk_size)
     options = {
         "dt_softplus": dt_softplus,
         "initial_state_BHPN": initial_state_BHPN,
@@ -92,68 +89,20 @@ def ssd(
         "chunk_size": chunk_size,
     }
     if not torch.is_autocast_enabled(x_BLHP.device.type):
-        return run(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, dt_bias_H, **options)
+        return _operator(implementation, x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, dt_bias_H, **options)
     # Autocast would run the products over decays and states in 16 bits.
     with torch.autocast(x_BLHP.device.type, enabled=False):
-        return run(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, dt_bias_H, **options)
-
-
-def _choose(implementation: str, x_BLHP: Tensor) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The one place where an implementation is picked."""
-    if implementation not in get_args(Implementation):
-        raise ValueError(f"implementation={implementation!r}: expected one of {', '.join(get_args(Implementation))}")
-    if implementation == "reference":
-        return ssd_reference
-    if implementation == "triton":
-        if not _HAS_TRITON:
-            raise ValueError("implementation='triton': not available for ssd; use 'auto' or 'chunked'")
-        return _triton()
-    on_gpu = x_BLHP.device.type == "cuda" and x_BLHP.dtype != torch.float64 and not torch.compiler.is_exporting()
-    return _triton() if implementation == "auto" and on_gpu and _HAS_TRITON else ssd_chunked
-
-
-def _triton() -> Callable[..., tuple[Tensor, Tensor]]:
-    module: Any = importlib.import_module(_TRITON_MODULE)
-    return module.ssd_triton
+        return _operator(implementation, x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, dt_bias_H, **options)
 
 
 def _check_shapes(x_BLHP: Tensor, dt_BLH: Tensor, B_BLGN: Tensor, C_BLGN: Tensor) -> None:
-    expected = {"x_BLHP": 4, "dt_BLH": 3, "B_BLGN": 4, "C_BLGN": 4}
-    for (name, ndim), tensor in zip(expected.items(), (x_BLHP, dt_BLH, B_BLGN, C_BLGN), strict=True):
-        if tensor.ndim != ndim:
-            raise ValueError(f"{name}: expected {ndim} dimensions, found shape {tuple(tensor.shape)}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name}: expected a floating dtype, found {tensor.dtype}")
+    for name, tensor, ndim in (("x_BLHP", x_BLHP, 4), ("dt_BLH", dt_BLH, 3), ("B_BLGN", B_BLGN, 4), ("C_BLGN", C_BLGN, 4)):
+        check_sequence(name, tensor, ndim)
         if not torch.compiler.is_compiling() and tensor.shape[:2] != x_BLHP.shape[:2]:
             raise ValueError(f"{name}: expected (batch, length) = {tuple(x_BLHP.shape[:2])}, found {tuple(tensor.shape[:2])}")
-    if not torch.compiler.is_compiling() and x_BLHP.shape[1] == 0:
-        raise ValueError("x_BLHP: expected at least one position, found length 0")
     if dt_BLH.shape[2] != x_BLHP.shape[2]:
         raise ValueError(f"dt_BLH: expected {x_BLHP.shape[2]} heads as in x_BLHP, found {dt_BLH.shape[2]}")
     if B_BLGN.shape[2:] != C_BLGN.shape[2:]:
         raise ValueError(f"B_BLGN and C_BLGN must agree, found {tuple(B_BLGN.shape)} and {tuple(C_BLGN.shape)}")
     if x_BLHP.shape[2] % B_BLGN.shape[2]:
         raise ValueError(f"the {B_BLGN.shape[2]} groups of B_BLGN must divide the {x_BLHP.shape[2]} heads of x_BLHP")
-
-
-def _check_heads(x_BLHP: Tensor, **named: Tensor | None) -> None:
-    for name, tensor in named.items():
-        if tensor is not None and tensor.shape != (x_BLHP.shape[2],):
-            raise ValueError(f"{name}: expected shape ({x_BLHP.shape[2]},), one per head, found {tuple(tensor.shape)}")
-
-
-def _check_rows(
-    x_BLHP: Tensor, B_BLGN: Tensor, initial_state_BHPN: Tensor | None, mask_BL: Tensor | None, segment_ids_BL: Tensor | None
-) -> None:
-    if mask_BL is not None and mask_BL.dtype != torch.bool:
-        raise TypeError(f"mask_BL: expected bool with True at real positions, found {mask_BL.dtype}")
-    if segment_ids_BL is not None and (segment_ids_BL.is_floating_point() or segment_ids_BL.dtype == torch.bool):
-        raise TypeError(f"segment_ids_BL: expected integers, found {segment_ids_BL.dtype}")
-    if torch.compiler.is_compiling():
-        return
-    for name, tensor in (("mask_BL", mask_BL), ("segment_ids_BL", segment_ids_BL)):
-        if tensor is not None and tensor.shape != x_BLHP.shape[:2]:
-            raise ValueError(f"{name}: expected (batch, length) = {tuple(x_BLHP.shape[:2])}, found {tuple(tensor.shape)}")
-    expected = (x_BLHP.shape[0], *x_BLHP.shape[2:], B_BLGN.shape[-1])
-    if initial_state_BHPN is not None and tuple(initial_state_BHPN.shape) != expected:
-        raise ValueError(f"initial_state_BHPN: expected {expected}, found {tuple(initial_state_BHPN.shape)}")

@@ -1,21 +1,25 @@
 """Sliding-window attention with global tokens: each position looks at its neighbours, a few at everything."""
 
-import importlib
-import importlib.util
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from longseq.ops.dispatch import Operator
 from longseq.ops.window_attention.chunked import window_attention_chunked
 from longseq.ops.window_attention.reference import window_attention_reference
 
 __all__ = ["window_attention"]
 
-_IMPLEMENTATIONS = ("auto", "reference", "chunked", "triton")
-_TRITON_MODULE = "longseq.ops.window_attention.triton"
+
+def _shortcut(q_BLHP: Tensor, *_: Tensor, **__: Any) -> str | None:
+    # A single query has one row of scores: the dense form is then the short one.
+    return "reference" if q_BLHP.shape[1] == 1 else None
+
+
+_operator = Operator(
+    "window_attention", reference=window_attention_reference, chunked=window_attention_chunked, shortcut=_shortcut
+)
 
 
 def window_attention(
@@ -83,8 +87,8 @@ def window_attention(
     _check_window(window, dilation, max_global)
     _check_masks(k_BLHP, mask_BL, segment_ids_BL)
     _check_global(q_BLHP, k_BLHP, global_mask_BL, given, max_global)
-    run = _choose(implementation, q_BLHP)
-    return run(
+    return _operator(
+        implementation,
         q_BLHP,
         k_BLHP,
         v_BLHP,
@@ -100,33 +104,6 @@ def window_attention(
         scale=q_BLHP.shape[-1] ** -0.5 if scale is None else scale,
         max_global=max_global,
     )
-
-
-def _choose(implementation: str, q_BLHP: Tensor) -> Callable[..., Tensor]:
-    """The one place where an implementation is picked."""
-    if implementation not in _IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r}: expected one of {', '.join(_IMPLEMENTATIONS)}")
-    if implementation == "triton" and not _has_triton():
-        raise ValueError("implementation='triton': not available for window_attention; use 'auto' or 'chunked'")
-    if implementation == "auto":
-        implementation = _automatic(q_BLHP)
-    if implementation == "triton":
-        module: Any = importlib.import_module(_TRITON_MODULE)
-        return module.window_attention_triton
-    return window_attention_reference if implementation == "reference" else window_attention_chunked
-
-
-def _automatic(q_BLHP: Tensor) -> str:
-    # A single query has one row of scores: the dense form is then the short one.
-    if q_BLHP.shape[1] == 1:
-        return "reference"
-    on_gpu = q_BLHP.is_cuda and q_BLHP.dtype != torch.float64 and not torch.compiler.is_exporting()
-    return "triton" if on_gpu and _has_triton() else "chunked"
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec(_TRITON_MODULE) is not None and importlib.util.find_spec("triton") is not None
 
 
 def _check_projections(named: dict[str, Tensor]) -> None:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longseq.ops.tracing import is_exporting
+
 # Below 16 the batch of tiny products dominates; above 256 the two half-empty corner blocks do.
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 256
 
@@ -227,7 +229,7 @@ def _local(
         seen_BNTS = torch.cat([seen_BNTS, query_blocks(seen_BLG)], dim=-1)
     y_ZTHP = _attend(q_BNTHP.flatten(0, 1), k_BNSHP.flatten(0, 1), v_BNSHP.flatten(0, 1), seen_BNTS.flatten(0, 1), scale)
     y_BNTHP = y_ZTHP.unflatten(0, (batch, n_blocks))
-    if torch.compiler.is_exporting():
+    if is_exporting():
         # Cutting off the spare positions makes the exporter ask whether there are any; picking the others does not.
         place_L = torch.arange(length, device=q_BLHP.device)
         return y_BNTHP[:, place_L // block, place_L % block]
@@ -247,7 +249,7 @@ def _blocking(window: int, length: int, n_keys: int, causal: bool) -> tuple[int,
 
 def _spare() -> int:
     """The exporter would fix whether there is one block or there are several: a spare one, thrown away, leaves it open."""
-    return 1 if torch.compiler.is_exporting() else 0
+    return 1 if is_exporting() else 0
 
 
 def _band(block: int, before: int, after: int, window: int, causal: bool, device: torch.device) -> Tensor:

@@ -1,0 +1,249 @@
+"""The long convolution on a GPU: Triton kernels around complex FFTs, one custom operator to autograd and torch.compile."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from longseq.ops.fft_conv.chunked import fast_length
+from longseq.ops.fft_conv.triton_kernels import (
+    multiply_spectra,
+    twist_in,
+    twist_taps,
+    untwist_gradients,
+    untwist_out,
+    untwist_taps,
+)
+
+# Complex numbers of one spectrum of a group of channels: half a gigabyte, which costs no time (README.md).
+GROUP_NUMEL = 1 << 26
+# Positions by channels of a transposed tile.
+TILE = {"places": 64, "channels": 32, "warps": 4}
+_BLOCK = 1024
+
+
+def fft_conv_triton(
+    u_BLD: Tensor,
+    k_DK: Tensor,
+    bias_D: Tensor | None,
+    pre_gate_BLD: Tensor | None,
+    post_gate_BLD: Tensor | None,
+    history_BMD: Tensor | None,
+) -> Tensor:
+    """Triton form of `longseq.ops.fft_conv.fft_conv`; see there for the arguments.
+
+    Cost: O(B D n log n) time for n about M + L; one group's spectra, and the ungated output for the post gate's gradient.
+    """
+    reason = supports(u_BLD, k_DK)
+    if reason is not None:
+        raise ValueError(f"implementation='triton': {reason}; use 'auto' or 'chunked'")
+    save = post_gate_BLD is not None and post_gate_BLD.requires_grad and torch.is_grad_enabled()
+    y_BLD, _ = torch.ops.longseq.fft_conv_gpu(u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD, save)
+    return y_BLD
+
+
+def supports(u_BLD: Tensor, *_: Any, **__: Any) -> str | None:
+    """Why these arguments of `fft_conv_triton` cannot be run, or None."""
+    if u_BLD.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"fft_conv has no kernel for {u_BLD.dtype}"
+    return None
+
+
+def self_check() -> float:
+    """The largest relative error of output and gradients against the chunked form, on a tiny input."""
+    from longseq.ops.fft_conv.chunked import fft_conv_chunked
+
+    generator = torch.Generator().manual_seed(0)
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    shapes = ((2, 37, 3), (3, 21), (3,), (2, 37, 3), (2, 37, 3), (2, 5, 3))
+    leaves = [torch.randn(shape, generator=generator).to(device).requires_grad_() for shape in shapes]
+    results = []
+    for run in (fft_conv_triton, fft_conv_chunked):
+        y = run(*leaves)
+        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), leaves)])
+    return max(float((a - b).norm() / b.norm().clamp(min=1e-6)) for a, b in zip(*results, strict=True))
+
+
+class _Plan:
+    """Sizes of one call, and the launches of its kernels."""
+
+    def __init__(self, u_BLD: Tensor, k_DK: Tensor, history_BMD: Tensor | None) -> None:
+        self.batch, self.length, self.width = u_BLD.shape
+        given = 0 if history_BMD is None else history_BMD.shape[1]
+        self.taps = min(k_DK.shape[1], given + self.length)
+        self.past = min(given, self.taps - 1)
+        self.forgotten = given - self.past
+        self.n = fast_length(max(2, self.past + self.length, self.taps))
+        self.device, self.history = u_BLD.device, history_BMD
+        self.group = max(1, GROUP_NUMEL // max(1, self.batch * self.n))
+
+    def groups(self) -> Iterator[tuple[int, int]]:
+        for first in range(0, self.width, self.group):
+            yield first, min(first + self.group, self.width)
+
+    def grid(self, places: int, channels: int) -> tuple[int, int, int]:
+        return triton.cdiv(places, TILE["places"]), triton.cdiv(channels, TILE["channels"]), self.batch
+
+    def spectrum(self, x_BLD: Tensor, gate_BLD: Tensor | None, first: int, last: int, reverse: bool) -> Tensor:
+        """(channels, B, n) of gate * x behind the history, or of gate * x from the end to the beginning without it."""
+        z = torch.empty(last - first, self.batch, self.n, dtype=torch.complex64, device=self.device)
+        history = None if reverse else self.history
+        twist_in[self.grid(self.n, last - first)](
+            x_BLD, x_BLD if gate_BLD is None else gate_BLD, x_BLD if history is None else history, torch.view_as_real(z),
+            self.length, self.width, self.past, self.forgotten, self.n, first, last,
+            gate_BLD is not None, history is not None and self.past > 0, reverse, TILE["places"], TILE["channels"],
+            num_warps=TILE["warps"],
+        )  # fmt: skip
+        return torch.fft.fft(z)
+
+    def kernel_spectrum(self, k_DK: Tensor, first: int, last: int) -> Tensor:
+        z = torch.empty(last - first, self.n, dtype=torch.complex64, device=self.device)
+        twist_taps[(triton.cdiv(self.n, _BLOCK), last - first)](
+            k_DK, torch.view_as_real(z), self.taps, k_DK.stride(0), self.n, first, _BLOCK
+        )
+        return torch.fft.fft(z)
+
+
+def _signal(z: Tensor) -> Tensor:
+    """The inverse FFT without its factor 1 / n, as real and imaginary parts."""
+    return torch.view_as_real(torch.fft.ifft(z, norm="forward"))
+
+
+def _whole(*tensors: Tensor | None) -> list[Any]:
+    return [None if x is None else x.contiguous() for x in tensors]
+
+
+@torch.library.custom_op("longseq::fft_conv_gpu", mutates_args=())
+def _forward(
+    u_BLD: Tensor,
+    k_DK: Tensor,
+    bias_D: Tensor | None,
+    pre_gate_BLD: Tensor | None,
+    post_gate_BLD: Tensor | None,
+    history_BMD: Tensor | None,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    """y, and what the post gate multiplies if it is to be saved."""
+    u, k, bias, pre, post, history = _whole(u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
+    plan = _Plan(u, k, history)
+    y_BLD, plain_BLD = _empty(u, save)
+    for first, last in plan.groups():
+        z = plan.spectrum(u, pre, first, last, False).mul_(plan.kernel_spectrum(k, first, last).unsqueeze(1))
+        untwist_out[plan.grid(plan.length, last - first)](
+            _signal(z), u, u if pre is None else pre, u if post is None else post, u if bias is None else bias,
+            y_BLD, plain_BLD, plan.length, plan.width, plan.past, plan.n, first, last,
+            pre is not None, post is not None, bias is not None, save, TILE["places"], TILE["channels"],
+            num_warps=TILE["warps"],
+        )  # fmt: skip
+    return y_BLD, plain_BLD
+
+
+def _empty(u_BLD: Tensor, save: bool) -> tuple[Tensor, Tensor]:
+    y_BLD = torch.empty(u_BLD.shape, dtype=u_BLD.dtype, device=u_BLD.device)
+    return y_BLD, torch.empty(u_BLD.shape if save else (0,), dtype=u_BLD.dtype, device=u_BLD.device)
+
+
+@_forward.register_fake
+def _forward_fake(
+    u_BLD: Tensor,
+    k_DK: Tensor,
+    bias_D: Tensor | None,
+    pre_gate_BLD: Tensor | None,
+    post_gate_BLD: Tensor | None,
+    history_BMD: Tensor | None,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    return _empty(u_BLD, save)
+
+
+@torch.library.custom_op("longseq::fft_conv_gpu_backward", mutates_args=())
+def _backward(
+    dy_BLD: Tensor,
+    plain_BLD: Tensor,
+    u_BLD: Tensor,
+    k_DK: Tensor,
+    bias_D: Tensor | None,
+    pre_gate_BLD: Tensor | None,
+    post_gate_BLD: Tensor | None,
+    history_BMD: Tensor | None,
+    need_input: bool,
+    need_kernel: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of u, k, bias, pre gate, post gate and history; those that do not exist are empty."""
+    dy, u, k, bias, pre, post, history = _whole(dy_BLD, u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
+    plan = _Plan(u, k, history)
+    save = plain_BLD.numel() > 0
+    du, dk, _, dpre, dpost, dhistory = _gradients(u, k, bias, pre, post if save else None, history)
+    grid = plan.grid(plan.past + plan.length, plan.width)
+    part = torch.empty(plan.batch * grid[0] if bias is not None else 0, plan.width, dtype=torch.float32, device=u.device)
+    for first, last in plan.groups():
+        g = plan.spectrum(dy, post, first, last, True)
+        kernel = plan.kernel_spectrum(k, first, last) if need_input else g
+        x, dkernel = g, g
+        if need_kernel:
+            x = plan.spectrum(u, pre, first, last, False)
+            dkernel = torch.empty(last - first, plan.n, dtype=torch.complex64, device=u.device)
+        multiply_spectra[(triton.cdiv(plan.n, _BLOCK), last - first)](
+            torch.view_as_real(g), torch.view_as_real(x), torch.view_as_real(kernel), torch.view_as_real(dkernel),
+            plan.batch, plan.n, need_kernel, need_input, _BLOCK,
+        )  # fmt: skip
+        del x, kernel
+        if need_kernel:
+            untwist_taps[(triton.cdiv(plan.taps, _BLOCK), last - first)](
+                _signal(dkernel), dk, plan.taps, dk.stride(0), plan.n, first, _BLOCK
+            )
+        untwist_gradients[plan.grid(plan.past + plan.length, last - first)](
+            _signal(g) if need_input else torch.view_as_real(g), dy, u, u if pre is None else pre,
+            u if post is None else post, u if bias is None else bias, plain_BLD, du, dpre, dpost, dhistory, part,
+            plan.length, plan.width, plan.past, plan.forgotten, plan.n, first, last,
+            pre is not None, post is not None, bias is not None, history is not None, need_input,
+            TILE["places"], TILE["channels"], SAVED=save, num_warps=TILE["warps"],
+        )  # fmt: skip
+    dbias = part.sum(0).to(bias.dtype) if bias is not None else part.new_empty(0)
+    return du, dk, dbias, dpre, dpost, dhistory
+
+
+def _gradients(
+    u: Tensor, k: Tensor, bias: Tensor | None, pre: Tensor | None, post: Tensor | None, history: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Room for them. Taps and history too far off to reach an output are never written, so these start as 0."""
+    def like(x: Tensor | None, make: Any = torch.empty) -> Tensor:
+        return make((0,) if x is None else x.shape, dtype=u.dtype if x is None else x.dtype, device=u.device)
+
+    return like(u), like(k, torch.zeros), like(bias), like(pre), like(post), like(history, torch.zeros)
+
+
+@_backward.register_fake
+def _backward_fake(
+    dy_BLD: Tensor,
+    plain_BLD: Tensor,
+    u_BLD: Tensor,
+    k_DK: Tensor,
+    bias_D: Tensor | None,
+    pre_gate_BLD: Tensor | None,
+    post_gate_BLD: Tensor | None,
+    history_BMD: Tensor | None,
+    need_input: bool,
+    need_kernel: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    post = post_gate_BLD if plain_BLD.shape[0] > 0 else None
+    return _gradients(u_BLD, k_DK, bias_D, pre_gate_BLD, post, history_BMD)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1], *inputs[:6])
+
+
+def _differentiate(ctx: Any, dy_BLD: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    saved, asked = ctx.saved_tensors, ctx.needs_input_grad[:6]
+    gradients = torch.ops.longseq.fft_conv_gpu_backward(
+        dy_BLD, *saved, need_input=asked[0] or asked[3] or asked[5], need_kernel=asked[1]
+    )
+    pairs = zip(gradients, asked, saved[1:], strict=True)
+    return *(gradient if wanted and x is not None else None for gradient, wanted, x in pairs), None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)

@@ -1,0 +1,194 @@
+"""Triton kernels around a complex FFT of the sequence's own length: gates, layout, and the right-angle twist.
+
+Signals x and k of n positions are multiplied by w^t, w = exp(i pi / 2n), before a complex FFT of length n. As w^n = i, what
+wraps around comes back turned by a right angle: the real part of the untwisted product is the first half of the linear
+convolution and the imaginary part the second. No zero padding, and no separate form for real signals.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def twist(slot, n):
+    """cos and sin of pi t / 2n."""
+    turn = slot.to(tl.float32) * (1.5707963267948966 / n)
+    return tl.cos(turn), tl.sin(turn)
+
+
+@triton.jit
+def load_part(pointer, row, place_S, rows, width, channel_D, kept_S, inside_D):
+    """(S, D) of a (B, rows, D) tensor, in fp32."""
+    pointer_SD = pointer + (row * rows + place_S.to(tl.int64)[:, None]) * width + channel_D[None, :]
+    return tl.load(pointer_SD, mask=kept_S[:, None] & inside_D[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def twist_in(
+    x_ptr, gate_ptr, history_ptr, out_ptr, length, width, past, forgotten, n, first, last,
+    HAS_GATE: tl.constexpr, HAS_HISTORY: tl.constexpr, REVERSE: tl.constexpr,
+    SLOTS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Channels first ... last - 1 of gate * x behind the history, (B, L, D) -> twisted complex (channels, B, n)."""
+    slot_S = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
+    local_D = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    channel_D = first + local_D
+    row = tl.program_id(2).to(tl.int64)
+    inside_S, inside_D = slot_S < n, channel_D < last
+    time_S = slot_S
+    if REVERSE:
+        time_S = n - 1 - slot_S
+    present_S = inside_S & (time_S >= past) & (time_S < past + length)
+    x_SD = load_part(x_ptr, row, time_S - past, length, width, channel_D, present_S, inside_D)
+    if HAS_GATE:
+        x_SD *= load_part(gate_ptr, row, time_S - past, length, width, channel_D, present_S, inside_D)
+    if HAS_HISTORY:
+        x_SD += load_part(
+            history_ptr, row, time_S + forgotten, past + forgotten, width, channel_D, inside_S & (time_S < past), inside_D
+        )
+    cos_S, sin_S = twist(slot_S, n)
+    x_DS = tl.trans(x_SD)
+    both_DS = tl.interleave(x_DS * cos_S[None, :], x_DS * sin_S[None, :])
+    place_S = tl.program_id(0) * SLOTS * 2 + tl.arange(0, 2 * SLOTS)
+    pointer_DS = out_ptr + (local_D.to(tl.int64)[:, None] * tl.num_programs(2) + row) * n * 2 + place_S[None, :]
+    tl.store(pointer_DS, both_DS, mask=inside_D[:, None] & (place_S < 2 * n)[None, :])
+
+
+@triton.jit
+def twist_taps(k_ptr, out_ptr, taps, stride, n, first, BLOCK: tl.constexpr):
+    """Kernels (D, K), zero-padded and twisted, as complex (channels, n)."""
+    channel = tl.program_id(1).to(tl.int64)
+    slot_S = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    k_S = tl.load(k_ptr + (first + channel) * stride + slot_S, mask=slot_S < taps, other=0.0).to(tl.float32)
+    cos_S, sin_S = twist(slot_S, n)
+    place_S = tl.program_id(0) * BLOCK * 2 + tl.arange(0, 2 * BLOCK)
+    tl.store(out_ptr + channel * n * 2 + place_S, tl.interleave(k_S * cos_S, k_S * sin_S), mask=place_S < 2 * n)
+
+
+@triton.jit
+def untwist_taps(z_ptr, dk_ptr, taps, stride, n, first, BLOCK: tl.constexpr):
+    """The gradient of tap t stands at slot n - 1 - t of a convolution."""
+    channel = tl.program_id(1).to(tl.int64)
+    lag_S = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    slot_S = n - 1 - lag_S
+    cos_S, sin_S = twist(slot_S, n)
+    real_S = tl.load(z_ptr + (channel * n + slot_S) * 2, mask=lag_S < taps, other=0.0)
+    imag_S = tl.load(z_ptr + (channel * n + slot_S) * 2 + 1, mask=lag_S < taps, other=0.0)
+    dk_S = (real_S * cos_S + imag_S * sin_S) / n
+    tl.store(dk_ptr + (first + channel) * stride + lag_S, dk_S.to(dk_ptr.dtype.element_ty), mask=lag_S < taps)
+
+
+@triton.jit
+def load_untwisted(z_ptr, row, local_D, rows, slot_S, n, kept_S, inside_D):
+    """(S, D) real parts of the untwisted product, of an unscaled inverse FFT."""
+    cos_S, sin_S = twist(slot_S, n)
+    pointer_DS = z_ptr + ((local_D.to(tl.int64)[:, None] * rows + row) * n + slot_S[None, :]) * 2
+    kept_DS = inside_D[:, None] & kept_S[None, :]
+    real_DS = tl.load(pointer_DS, mask=kept_DS, other=0.0)
+    imag_DS = tl.load(pointer_DS + 1, mask=kept_DS, other=0.0)
+    return tl.trans((real_DS * cos_S[None, :] + imag_DS * sin_S[None, :]) / n)
+
+
+@triton.jit
+def store_part(pointer, row, place_S, rows, width, channel_D, kept_S, inside_D, x_SD):
+    pointer_SD = pointer + (row * rows + place_S.to(tl.int64)[:, None]) * width + channel_D[None, :]
+    tl.store(pointer_SD, x_SD.to(pointer.dtype.element_ty), mask=kept_S[:, None] & inside_D[None, :])
+
+
+@triton.jit
+def untwist_out(
+    z_ptr, u_ptr, pre_ptr, post_ptr, bias_ptr, y_ptr, plain_ptr, length, width, past, n, first, last,
+    HAS_PRE: tl.constexpr, HAS_POST: tl.constexpr, HAS_BIAS: tl.constexpr, SAVE: tl.constexpr,
+    PLACES: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """post * (convolution + bias * pre * u), and the bracket itself for the gradient of the post gate."""
+    place_S = tl.program_id(0) * PLACES + tl.arange(0, PLACES)
+    local_D = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    channel_D = first + local_D
+    row = tl.program_id(2).to(tl.int64)
+    inside_S, inside_D = place_S < length, channel_D < last
+    y_SD = load_untwisted(z_ptr, row, local_D, tl.num_programs(2), place_S + past, n, inside_S, inside_D)
+    if HAS_BIAS:
+        v_SD = load_part(u_ptr, row, place_S, length, width, channel_D, inside_S, inside_D)
+        if HAS_PRE:
+            v_SD *= load_part(pre_ptr, row, place_S, length, width, channel_D, inside_S, inside_D)
+        y_SD += v_SD * tl.load(bias_ptr + channel_D, mask=inside_D, other=0.0).to(tl.float32)[None, :]
+    if SAVE:
+        store_part(plain_ptr, row, place_S, length, width, channel_D, inside_S, inside_D, y_SD)
+    if HAS_POST:
+        y_SD *= load_part(post_ptr, row, place_S, length, width, channel_D, inside_S, inside_D)
+    store_part(y_ptr, row, place_S, length, width, channel_D, inside_S, inside_D, y_SD)
+
+
+@triton.jit
+def multiply_spectra(
+    g_ptr, x_ptr, k_ptr, dk_ptr, rows, n, NEED_KERNEL: tl.constexpr, NEED_INPUT: tl.constexpr, BLOCK: tl.constexpr
+):
+    """In place g *= k, and dk = sum over the batch of g x, in a fixed order; complex numbers side by side."""
+    channel = tl.program_id(1).to(tl.int64)
+    place_S = tl.program_id(0) * 2 * BLOCK + tl.arange(0, 2 * BLOCK)
+    inside_S = place_S < 2 * n
+    sum_re_S = tl.zeros([BLOCK], tl.float32)
+    sum_im_S = tl.zeros([BLOCK], tl.float32)
+    if NEED_INPUT:
+        k_S2 = tl.load(k_ptr + channel * n * 2 + place_S, mask=inside_S, other=0.0).reshape(BLOCK, 2)
+        k_re_S, k_im_S = tl.split(k_S2)
+    for row in tl.range(0, rows):
+        pointer_S = g_ptr + (channel * rows + row) * n * 2 + place_S
+        g_re_S, g_im_S = tl.split(tl.load(pointer_S, mask=inside_S, other=0.0).reshape(BLOCK, 2))
+        if NEED_KERNEL:
+            x_S = tl.load(x_ptr + (channel * rows + row) * n * 2 + place_S, mask=inside_S, other=0.0)
+            x_re_S, x_im_S = tl.split(x_S.reshape(BLOCK, 2))
+            sum_re_S += g_re_S * x_re_S - g_im_S * x_im_S
+            sum_im_S += g_re_S * x_im_S + g_im_S * x_re_S
+        if NEED_INPUT:
+            out_S = tl.interleave(g_re_S * k_re_S - g_im_S * k_im_S, g_re_S * k_im_S + g_im_S * k_re_S)
+            tl.store(pointer_S, out_S, mask=inside_S)
+    if NEED_KERNEL:
+        tl.store(dk_ptr + channel * n * 2 + place_S, tl.interleave(sum_re_S, sum_im_S), mask=inside_S)
+
+
+@triton.jit
+def untwist_gradients(
+    z_ptr, dy_ptr, u_ptr, pre_ptr, post_ptr, bias_ptr, plain_ptr, du_ptr, dpre_ptr, dpost_ptr, dhistory_ptr, part_ptr,
+    length, width, past, forgotten, n, first, last,
+    HAS_PRE: tl.constexpr, HAS_POST: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_HISTORY: tl.constexpr,
+    NEED_INPUT: tl.constexpr, PLACES: tl.constexpr, CHANNELS: tl.constexpr, SAVED: tl.constexpr,
+):  # fmt: skip
+    """Gradients of u, both gates and the history, and a tile's part of that of the bias.
+
+    What reaches v at time t through the convolution stands at slot n - 1 - t.
+    """
+    time_S = tl.program_id(0) * PLACES + tl.arange(0, PLACES)
+    local_D = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    channel_D = first + local_D
+    row = tl.program_id(2).to(tl.int64)
+    place_S = time_S - past
+    inside_S, inside_D = (place_S >= 0) & (place_S < length), channel_D < last
+    g_SD = load_part(dy_ptr, row, place_S, length, width, channel_D, inside_S, inside_D)
+    if SAVED:
+        plain_SD = load_part(plain_ptr, row, place_S, length, width, channel_D, inside_S, inside_D)
+        store_part(dpost_ptr, row, place_S, length, width, channel_D, inside_S, inside_D, g_SD * plain_SD)
+    if HAS_POST:
+        g_SD *= load_part(post_ptr, row, place_S, length, width, channel_D, inside_S, inside_D)
+    u_SD = load_part(u_ptr, row, place_S, length, width, channel_D, inside_S, inside_D)
+    if HAS_PRE:
+        pre_SD = load_part(pre_ptr, row, place_S, length, width, channel_D, inside_S, inside_D)
+    if HAS_BIAS:
+        v_SD = u_SD
+        if HAS_PRE:
+            v_SD = u_SD * pre_SD
+        part = (row * tl.num_programs(0) + tl.program_id(0)) * width
+        tl.store(part_ptr + part + channel_D, tl.sum(g_SD * v_SD, 0), mask=inside_D)
+    if NEED_INPUT:
+        kept_S = time_S < past + length
+        dv_SD = load_untwisted(z_ptr, row, local_D, tl.num_programs(2), n - 1 - time_S, n, kept_S, inside_D)
+        if HAS_HISTORY:
+            before_S = time_S < past
+            store_part(dhistory_ptr, row, time_S + forgotten, past + forgotten, width, channel_D, before_S, inside_D, dv_SD)
+        if HAS_BIAS:
+            dv_SD += g_SD * tl.load(bias_ptr + channel_D, mask=inside_D, other=0.0).to(tl.float32)[None, :]
+        if HAS_PRE:
+            store_part(dpre_ptr, row, place_S, length, width, channel_D, inside_S, inside_D, dv_SD * u_SD)
+            dv_SD *= pre_SD
+        store_part(du_ptr, row, place_S, length, width, channel_D, inside_S, inside_D, dv_SD)

@@ -1,0 +1,326 @@
+"""The selective scan as two custom operators that launch Triton kernels, forward and backward.
+
+Neither pass allocates anything of size B L D N: the forward pass keeps one state each `KEEP` steps, the backward pass computes
+the others again. Sums over channels and over stretches of time are taken in a fixed order, so gradients are deterministic.
+"""
+
+import contextlib
+import os
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton.language as tl
+from torch import Tensor
+
+from longseq.ops.chunks import segment_starts
+from longseq.ops.selective_scan.chunked import selective_scan_chunked
+from longseq.ops.selective_scan.triton_backward import scan_backward
+from longseq.ops.selective_scan.triton_choices import KEEP, MAX_STATES, Choice, choose, padded_states
+from longseq.ops.selective_scan.triton_kernels import combine_stretches, scan_forward
+
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Added to a log2-decay where a segment starts: 2 to its power is 0, and millions of them still have a finite sum.
+_RESET = -1e30
+_COMBINE_BLOCK = 128
+
+
+def supports(x_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor, *others: Any, **options: Any) -> str | None:
+    """Why these inputs cannot be run by the kernels, or None if they can."""
+    if not x_BLD.is_cuda and not _INTERPRETED:
+        return f"it needs CUDA tensors, found {x_BLD.device}"
+    tensors = [v for v in (x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, *others, *options.values()) if isinstance(v, Tensor)]
+    for v in tensors:
+        if v.is_floating_point() and v.dtype not in _DTYPES:
+            return f"it computes in float32, found {v.dtype}"
+        if v.device != x_BLD.device:
+            return f"all tensors must be on {x_BLD.device}, found {v.device}"
+    if A_DN.shape[1] > MAX_STATES:
+        return f"it takes up to {MAX_STATES} states, found {A_DN.shape[1]}"
+    if x_BLD.shape[0] > 65535:
+        return f"it takes up to 65535 rows, found {x_BLD.shape[0]}"
+    return None
+
+
+def selective_scan_triton(
+    x_BLD: Tensor,
+    dt_BLD: Tensor,
+    A_DN: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    D_D: Tensor | None = None,
+    z_BLD: Tensor | None = None,
+    dt_bias_D: Tensor | None = None,
+    *,
+    dt_softplus: bool = False,
+    initial_state_BDN: Tensor | None = None,
+    mask_BL: Tensor | None = None,
+    segment_ids_BL: Tensor | None = None,
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Selective scan on a GPU; arguments as in `longseq.ops.selective_scan.selective_scan`.
+
+    Cost: with 4 states to a thread, 8 bytes of memory traffic, N + 4 special-function operations and about 5 N other
+    instructions for each element of x in the forward pass; 4 N / 16 bytes more when a backward pass will follow.
+    """
+    values = (x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, initial_state_BDN)
+    save = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in values)
+    y_BLD, state_BDN, _ = _scan(*values, mask_BL, segment_ids_BL, dt_softplus, reverse, save)
+    return y_BLD, state_BDN
+
+
+def self_check() -> float:
+    """The largest relative error of outputs and gradients against the chunked form, on a tiny input."""
+    generator = torch.Generator().manual_seed(0)
+    device = "cpu" if _INTERPRETED else "cuda"
+    shapes = ((1, 40, 9), (1, 40, 9), (9, 5), (1, 40, 5), (1, 40, 5), (9,), (1, 40, 9))
+    values = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+    values[2] = -values[2].abs()
+    results = []
+    with torch.enable_grad():
+        for run in (selective_scan_triton, selective_scan_chunked):
+            leaves = [v.clone().requires_grad_() for v in values]
+            y, state = run(*leaves, dt_softplus=True)
+            results.append([y, state, *torch.autograd.grad(y.square().sum() + state.sum(), leaves)])
+    errors = [((ours - expected).norm() / expected.norm()).item() for ours, expected in zip(*results, strict=True)]
+    return max(errors, key=lambda error: float("inf") if error != error else error)
+
+
+def _guard(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def _choices(x: Tensor) -> tuple[Choice, Choice]:
+    return choose(torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 0)
+
+
+def _rows_of(v: Tensor) -> Tensor:
+    """The tensor itself if its channels are neighbours in memory and its batch stride is a whole number of rows."""
+    fits = v.stride(2) == 1 and v.stride(1) > 0 and v.stride(0) % v.stride(1) == 0
+    return v if fits else v.contiguous()
+
+
+def _map(v_BLN: Tensor, mask_BL: Tensor | None, reverse: bool) -> Tensor:
+    """B or C in float32, zero where masked, with whole tiles of steps after the last one in scan order."""
+    v = v_BLN.float() if mask_BL is None else v_BLN.float().masked_fill(~mask_BL.unsqueeze(-1), 0.0)
+    steps = -v.shape[1] % KEEP
+    return F.pad(v, (0, padded_states(v.shape[2]) - v.shape[2], *((steps, 0) if reverse else (0, steps)))).contiguous()
+
+
+def _resets(segment_ids_BL: Tensor, mask_BL: Tensor | None, reverse: bool) -> Tensor:
+    """What is added to log-decays: a large negative number where the state starts anew; padded as the maps are."""
+    if reverse:
+        starts = segment_starts(segment_ids_BL.flip(1), None if mask_BL is None else mask_BL.flip(1)).flip(1)
+    else:
+        starts = segment_starts(segment_ids_BL, mask_BL)
+    if mask_BL is not None:
+        starts = starts & mask_BL
+    steps = -starts.shape[1] % KEEP
+    return F.pad(starts.float() * _RESET, (steps, 0) if reverse else (0, steps)).contiguous()
+
+
+def _pad_states(v_BDN: Tensor, n_padded: int) -> Tensor:
+    return F.pad(v_BDN.float(), (0, n_padded - v_BDN.shape[-1])).contiguous()
+
+
+class _Launch:
+    """What both passes hand to their kernels."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        bias: Tensor | None,
+        mask: Tensor | None,
+        segments: Tensor | None,
+        softplus: bool,
+        reverse: bool,
+        choice: Choice,
+    ) -> None:
+        self.batch, self.length, self.width = x.shape
+        self.n_states = A.shape[1]
+        self.padded = padded_states(self.n_states)
+        self.choice = choice
+        self.x, self.dt, self.z = _rows_of(x), _rows_of(dt), None if z is None else _rows_of(z)
+        # The kernels multiply A with float32 and take it as it is.
+        self.A = A.float().contiguous()
+        self.maps = _map(B, mask, reverse), _map(C, mask, reverse)
+        self.mask = None if mask is None else mask.contiguous().view(torch.uint8)
+        self.resets = None if segments is None else _resets(segments, mask, reverse)
+        self.skip = None if D is None else D.contiguous()
+        self.bias = None if bias is None else bias.contiguous()
+        self.n_kept = -(-self.length // KEEP)
+        self.block = choice.block_width(self.padded)
+        self.stretches = choice.stretches(self.batch, self.length, self.width, self.padded)
+        self.stretch = -(-self.n_kept // self.stretches) * KEEP
+        self.stretches = -(-self.length // self.stretch)
+        self.grid = (-(-self.width // self.block), self.stretches, self.batch)
+        rows = self.maps[0].shape[1]
+        self.sizes = [self.length, self.width, self.n_states, self.stretch, self.n_kept, rows, rows - 1 if reverse else 0]
+        for v in (self.x, self.dt, self.x if self.z is None else self.z):
+            self.sizes += [v.stride(0) // max(v.stride(1), 1), v.stride(1)]
+        self.flags: dict[str, Any] = {
+            "SIGN": -1 if reverse else 1,
+            "KEEP": KEEP,
+            "SOFTPLUS": softplus,
+            "HAS_SKIP": D is not None,
+            "HAS_GATE": z is not None,
+            "HAS_BIAS": bias is not None,
+            "HAS_MASK": mask is not None,
+            "HAS_RESET": segments is not None,
+            "BLOCK_D": self.block,
+            "N": self.padded,
+            "T": choice.steps,
+            "LOG_T": choice.steps.bit_length() - 1,
+            "num_warps": choice.warps,
+        }
+        if choice.registers:
+            self.flags["maxnreg"] = choice.registers
+
+    def inputs(self) -> list[Tensor]:
+        """Up to the resets; in place of what was left out, something that is not read."""
+        optional = (self.z, self.skip, self.bias, self.mask, self.resets)
+        z, skip, bias, mask, resets = (self.x if v is None else v for v in optional)
+        return [self.x, self.dt, z, self.A, *self.maps, skip, bias, mask, resets]
+
+    def new_states(self) -> Tensor:
+        """One state for each stretch."""
+        return self.A.new_empty(self.batch, self.stretches, self.width, self.padded)
+
+    def combine(self, start: Tensor, made: Tensor, totals: Tensor, backward: bool) -> tuple[Tensor, Tensor]:
+        """The state that enters each stretch, and the one after the last."""
+        entering, final = torch.empty_like(made), torch.empty_like(start)
+        size = self.width * self.padded
+        grid = (-(-size // _COMBINE_BLOCK), self.batch)
+        tensors = (start, made, totals, entering, final)
+        combine_stretches[grid](*tensors, self.stretches, size, BLOCK=_COMBINE_BLOCK, BACKWARD=backward, num_warps=4)  # type: ignore[index]
+        return entering, final
+
+    def without_padding(self, v_BDN: Tensor) -> Tensor:
+        """States without the columns that were added."""
+        return v_BDN if self.padded == self.n_states else v_BDN[..., : self.n_states].contiguous()
+
+
+@torch.library.custom_op("longseq::selective_scan_triton", mutates_args=())
+def _scan(
+    x_BLD: Tensor,
+    dt_BLD: Tensor,
+    A_DN: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    D_D: Tensor | None,
+    z_BLD: Tensor | None,
+    dt_bias_D: Tensor | None,
+    h0_BDN: Tensor | None,
+    mask_BL: Tensor | None,
+    segment_ids_BL: Tensor | None,
+    dt_softplus: bool,
+    reverse: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs, the last state, and the state before every KEEP-th step (B, L / KEEP, D, N padded), empty without `save`."""
+    inputs = (x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, mask_BL, segment_ids_BL)
+    with _guard(x_BLD):
+        run = _Launch(*inputs, dt_softplus, reverse, _choices(x_BLD)[0])
+        y_BLD = torch.empty(x_BLD.shape, dtype=x_BLD.dtype, device=x_BLD.device)
+        kept = run.A.new_empty(run.batch, run.n_kept, run.width, run.padded) if save else run.A.new_empty(0)
+        h0 = run.A.new_zeros(run.batch, run.width, run.padded) if h0_BDN is None else _pad_states(h0_BDN, run.padded)
+        last, start = run.new_states(), h0
+        if run.stretches > 1:
+            totals, zeros = run.new_states(), run.new_states().zero_()
+            buffers = (zeros, y_BLD, last, totals, kept)
+            scan_forward[run.grid](*run.inputs(), *buffers, *run.sizes, **run.flags, SAVE=False, OUTPUTS=False, TOTALS=True)  # type: ignore[index]
+            start, final = run.combine(h0, last, totals, backward=False)
+        buffers = (start, y_BLD, last, last, kept)
+        scan_forward[run.grid](*run.inputs(), *buffers, *run.sizes, **run.flags, SAVE=save, OUTPUTS=True, TOTALS=False)  # type: ignore[index]
+        final = last[:, 0] if run.stretches == 1 else final
+        return y_BLD, run.without_padding(final), kept
+
+
+@_scan.register_fake
+def _(x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, h0, mask_BL, segments, dt_softplus, reverse, save):  # type: ignore[no-untyped-def]
+    batch, length, width = x_BLD.shape
+    shape = (batch, (length + KEEP - 1) // KEEP, width, padded_states(A_DN.shape[1])) if save else (0,)
+    state = x_BLD.new_empty(batch, width, A_DN.shape[1], dtype=torch.float32)
+    return x_BLD.new_empty(x_BLD.shape), state, x_BLD.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("longseq::selective_scan_triton_backward", mutates_args=())
+def _scan_backward(
+    dy_BLD: Tensor,
+    dstate_BDN: Tensor,
+    x_BLD: Tensor,
+    dt_BLD: Tensor,
+    A_DN: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    D_D: Tensor | None,
+    z_BLD: Tensor | None,
+    dt_bias_D: Tensor | None,
+    mask_BL: Tensor | None,
+    segment_ids_BL: Tensor | None,
+    kept: Tensor,
+    dt_softplus: bool,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, dt, A, B, C, D, z, dt_bias and the initial state; empty for those left out."""
+    inputs = (x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, mask_BL, segment_ids_BL)
+    with _guard(x_BLD):
+        run = _Launch(*inputs, dt_softplus, reverse, _choices(x_BLD)[1])
+        choice, dy = run.choice, dy_BLD.contiguous()
+        dx, ddt = (torch.empty(x_BLD.shape, dtype=v.dtype, device=v.device) for v in (x_BLD, dt_BLD))
+        dz = x_BLD.new_empty(0) if z_BLD is None else torch.empty(x_BLD.shape, dtype=z_BLD.dtype, device=x_BLD.device)
+        dB, dC = (run.A.new_empty(run.grid[0], run.batch, run.length, run.padded) for _ in range(2))
+        dA, dstart, totals = run.new_states(), run.new_states(), run.new_states()
+        dskip, dbias = (run.A.new_empty(run.batch, run.stretches, run.width) for _ in range(2))
+        dlast = _pad_states(dstate_BDN, run.padded)
+        outputs = (kept, dx, ddt, dz, dB, dC, dA, dskip, dbias, dstart, totals)
+        flags = {**run.flags, "WARPS": choice.warps, "DOT": choice.dot and x_BLD.dtype == torch.bfloat16}
+        # The interpreter multiplies no 16-bit matrices.
+        flags["DOT_TYPE"] = tl.float32 if _INTERPRETED else tl.bfloat16
+        if run.stretches > 1:
+            zeros = run.new_states().zero_()
+            scan_backward[run.grid](dy, zeros, *run.inputs(), *outputs, *run.sizes, **flags, GRADS=False, TOTALS=True)  # type: ignore[index]
+            entering, dh0 = run.combine(dlast, dstart, totals, backward=True)
+        else:
+            entering, dh0 = dlast, dstart[:, 0]
+        scan_backward[run.grid](dy, entering, *run.inputs(), *outputs, *run.sizes, **flags, GRADS=True, TOTALS=False)  # type: ignore[index]
+        n = run.n_states
+        sums = [dA.sum((0, 1))[:, :n].contiguous(), dB.sum(0)[..., :n].contiguous(), dC.sum(0)[..., :n].contiguous()]
+        dD = x_BLD.new_empty(0) if D_D is None else dskip.sum((0, 1))
+        dbias = x_BLD.new_empty(0) if dt_bias_D is None else dbias.sum((0, 1))
+        return dx, ddt, *sums, dD, dz, dbias, run.without_padding(dh0)
+
+
+@_scan_backward.register_fake
+def _(dy, dstate, x, dt, A, B, C, D, z, dt_bias, mask, segments, kept, dt_softplus, reverse):  # type: ignore[no-untyped-def]
+    def like(v, shape=None):  # type: ignore[no-untyped-def]
+        return x.new_empty(0) if v is None else x.new_empty(v.shape if shape is None else shape, dtype=torch.float32)
+
+    dx, ddt = x.new_empty(x.shape), x.new_empty(x.shape, dtype=dt.dtype)
+    dz = x.new_empty(0) if z is None else x.new_empty(x.shape, dtype=z.dtype)
+    dD, dbias = like(D), like(dt_bias)
+    return dx, ddt, like(A), like(B), like(C), dD, dz, dbias, like(A, (x.shape[0], *A.shape))
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    *values, h0, mask, segments, ctx.dt_softplus, ctx.reverse, _save = inputs
+    ctx.h0_dtype = None if h0 is None else h0.dtype
+    ctx.save_for_backward(*values, mask, segments, output[2])
+
+
+def _backward(ctx, dy_BLD: Tensor, dstate_BDN: Tensor, _dkept: Tensor | None):  # type: ignore[no-untyped-def]
+    saved = ctx.saved_tensors
+    *grads, dh0 = _scan_backward(dy_BLD, dstate_BDN, *saved, ctx.dt_softplus, ctx.reverse)
+    grads = [None if v is None else g.to(v.dtype) for g, v in zip(grads, saved, strict=False)]
+    dh0 = None if ctx.h0_dtype is None else dh0.to(ctx.h0_dtype)
+    return *grads, dh0, None, None, None, None, None
+
+
+_scan.register_autograd(_backward, setup_context=_setup_context)
