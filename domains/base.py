@@ -3,7 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
@@ -13,11 +13,15 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics import MetricCollection
 
 from longseq.backbone import Backbone
-from longseq.domains.loading import LengthBatches, ResumableLoader
-from longseq.domains.tasks import Batch, Task
+from longseq.domains.loading import LengthBatches, ResumableLoader, split_rows
+from longseq.domains.tasks import Batch, LanguageModel, Task
 from longseq.errors import ConfigError
+from longseq.losses import LOGITS_AT_ONCE, chunked_cross_entropy, position_chunks
 from longseq.model import SequenceModel
 from longseq.optim import SCHEDULES, parameter_groups, parameter_options
+
+if TYPE_CHECKING:
+    from longseq.domains.prediction import Predictions
 
 Row = Mapping[str, float | str]
 
@@ -53,6 +57,8 @@ class DomainData(L.LightningDataModule, ABC):
     """
 
     domain: str
+    # What a language model's token is, in the names of its columns: bits_per_base.
+    token_unit: str = "token"
 
     def __init__(
         self, *, task: str, batch_size: int, max_tokens: int | None = None, num_workers: int = 0, seed: int = 1
@@ -102,6 +108,48 @@ class DomainData(L.LightningDataModule, ABC):
         """Trivial baselines by name, each with the test metrics that the model is judged by."""
         del task
         return {}
+
+    def self_supervised(self, causal: bool) -> "DomainData":
+        """The same training inputs under a task that needs no labels, for a pretraining on the task's own data.
+
+        Args:
+            causal: whether the backbone sees the past alone.
+
+        Raises:
+            ConfigError: if the domain has none for these data.
+        """
+        del causal
+        raise ConfigError(
+            f"self_pretrain: domain={self.domain} has no way to pretrain on the inputs of task={self.task_name} by itself; "
+            "name a task of the domain that needs no labels, self_pretrain.task=..., or pretrain with longseq fit task=... "
+            "and go on with longseq finetune pretrained=<that run>"
+        )
+
+    # -- predicting without training data
+
+    @classmethod
+    def options_of(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The data options that a saved model's config.json decides, such as the sampling rate or the images' size."""
+        del config
+        return {}
+
+    def setup_predict(self, config: Mapping[str, Any]) -> None:
+        """Reads `data.predict` alone, without labels, into the split `predict`, as the model of this config.json wants it.
+
+        Raises:
+            ConfigError: if there is nothing to predict.
+        """
+        raise ConfigError(f"domain={self.domain} cannot predict new files: its data module has no setup_predict")
+
+    def long_predictions(self, module: "DomainModule", options: Mapping[str, Any]) -> "Predictions | None":
+        """The domain's own `Predictions` for tasks that answer at every position of long inputs; None if rows answer.
+
+        Args:
+            module: model and task.
+            options: `chunk`, `window`, `overlap`, `resolution` and `part_tokens` of the verb predict.
+        """
+        del module, options
+        return None
 
     def row_names(self, split: str, index: np.ndarray) -> dict[str, Sequence[Any]]:
         """Columns that identify rows in predictions.csv."""
@@ -181,6 +229,8 @@ class DomainModule(L.LightningModule):
             self.model.compile()
         self.metrics: dict[str, MetricCollection] = {}
         self.test_predictions: list[dict[str, np.ndarray]] = []
+        # In a warm-up of the length: rows are cut into pieces of so many positions.
+        self.train_length: int | None = None
         self.tokens = 0
         self.seconds = 0.0
         self._last_log = (0, 0.0)
@@ -192,21 +242,36 @@ class DomainModule(L.LightningModule):
 
     # -- running the model
 
+    def prepare(self, data: DomainData) -> None:
+        """Fits the model to how the data come, where it can be; called before it is run without a trainer."""
+        del data
+
     def forward(self, batch: Batch) -> Tensor:
         """The model's outputs for a batch."""
         return self.model(batch["inputs"], batch.get("mask"), batch.get("segment_ids"))
 
+    def views(self, batch: Batch) -> list[Batch]:
+        """The batch as it is evaluated: once, or several times over, such as both strands, whose outputs are combined."""
+        return [batch]
+
     def evaluate_batch(self, batch: Batch) -> Tensor:
-        """Outputs for metrics and predictions; domains average several views here."""
-        return self(batch)
+        """Outputs for metrics and predictions."""
+        outputs = [self(view) for view in self.views(batch)]
+        return outputs[0] if len(outputs) == 1 else self.task.combine(outputs)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self.task.loss(self(batch), batch)
+        if self.train_length is not None:
+            batch = split_rows(batch, self.train_length)
+        if self._in_chunks(batch):
+            x_ND, labels_N = self._labelled_features(batch)
+            loss = chunked_cross_entropy(self.model.head, x_ND, labels_N, self._n_outputs)
+        else:
+            loss = self.task.loss(self(batch), batch)
         size = len(batch["inputs"])
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
         # On a GPU counting the real positions would wait for it; there padding counts.
         mask = batch.get("mask")
-        self.tokens += int(mask.sum()) if mask is not None and not mask.is_cuda else batch["inputs"][..., :1].shape[:2].numel()
+        self.tokens += int(mask.sum()) if mask is not None and not mask.is_cuda else batch["inputs"].shape[:2].numel()
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -221,7 +286,33 @@ class DomainModule(L.LightningModule):
     def _predictions(self, outputs: Tensor, batch: Batch) -> dict[str, np.ndarray]:
         return {"index": batch["index"].cpu().numpy(), **self.task.predictions(outputs, batch)}
 
+    def _in_chunks(self, batch: Batch) -> bool:
+        """Whether the logits of all positions are too many to stand in memory at once."""
+        if not isinstance(self.task, LanguageModel) or not hasattr(self.model.head, "projection"):
+            return False
+        # Sharded weights are whole only inside the wrapped model's own forward.
+        sharded = self._trainer is not None and "FSDP" in type(self.trainer.strategy).__name__
+        return not sharded and batch["labels"].numel() * self._n_outputs > LOGITS_AT_ONCE
+
+    @property
+    def _n_outputs(self) -> int:
+        return int(self.model.head.projection.out_features)  # type: ignore[union-attr]
+
+    def _labelled_features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Features and labels with the positions of all rows one behind the other."""
+        x_BLD = self.model.features(batch["inputs"], batch.get("mask"), batch.get("segment_ids"))
+        return x_BLD.flatten(0, 1), batch["labels"].flatten()
+
+    def _evaluate_in_chunks(self, split: str, batch: Batch) -> None:
+        x_ND, labels_N = self._labelled_features(batch)
+        for part in position_chunks(len(labels_N), self._n_outputs):
+            outputs = self.model.head(x_ND[part].unsqueeze(0))
+            self.task.update(self.metrics[split], outputs, {"labels": labels_N[part].unsqueeze(0)})
+
     def _evaluate(self, split: str, batch: Batch) -> None:
+        if self._in_chunks(batch):
+            self._evaluate_in_chunks(split, batch)
+            return
         outputs = self.evaluate_batch(batch)
         if split == "test" and not self.task.per_position:
             self.test_predictions.append(self._predictions(outputs, batch))

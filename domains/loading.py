@@ -1,7 +1,11 @@
 """Batches of similar lengths, in an order that depends on seed and epoch alone, for any number of processes."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -135,6 +139,34 @@ def pad_rows(rows: Sequence[np.ndarray | Tensor], value: float, multiple: int = 
     return padded, torch.arange(longest) < lengths.unsqueeze(1)
 
 
+def split_rows(batch: dict[str, Tensor], length: int) -> dict[str, Tensor]:
+    """The batch's rows cut into pieces of `length` positions, so that the number of tokens stays what it was.
+
+    Args:
+        batch: with tensors (B, L) or (B, L, C), which are cut, and (B,), which are repeated.
+        length: of the pieces; pieces of padding alone are left out.
+    """
+    n_positions = batch["inputs"].shape[1]
+    if n_positions <= length:
+        return batch
+    n_pieces = -(-n_positions // length)
+    missing = n_pieces * length - n_positions
+    mask = batch.get("mask")
+    real_BL = torch.ones(batch["inputs"].shape[:2], dtype=torch.bool) if mask is None else mask
+    real_BL = real_BL.to(batch["inputs"].device)
+    found = {}
+    for name, tensor in {**batch, "mask": real_BL}.items():
+        if tensor.ndim > 1 and tensor.shape[1] == n_positions:
+            # Labels are filled up with what counts for nothing, inputs with anything, since the mask says so.
+            value = -100 if name == "labels" else 0
+            filler = tensor.new_full((len(tensor), missing, *tensor.shape[2:]), value)
+            found[name] = torch.cat([tensor, filler], 1).unflatten(1, (n_pieces, length)).flatten(0, 1)
+        else:
+            found[name] = tensor.repeat_interleave(n_pieces, 0)
+    filled_B = found["mask"].any(1)
+    return {name: tensor[filled_B] for name, tensor in found.items()}
+
+
 def row_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
     """Random numbers for one row in one epoch: the same whatever worker reads it, and after a resume."""
     return np.random.default_rng((seed, epoch, index))
@@ -155,8 +187,86 @@ def stratified_split(labels: np.ndarray | None, n_rows: int, *, val: float, test
     parts: dict[str, list[np.ndarray]] = {"train": [], "val": [], "test": []}
     for rows in groups:
         rows = rng.permutation(rows)
-        n_val, n_test = round(val * len(rows)), round(test * len(rows))
-        parts["val"].append(rows[:n_val])
-        parts["test"].append(rows[n_val : n_val + n_test])
-        parts["train"].append(rows[n_val + n_test :])
+        for name, chosen in zip(("val", "test", "train"), cut(rows, val, test), strict=True):
+            parts[name].append(chosen)
     return {name: np.sort(np.concatenate(rows)) for name, rows in parts.items()}
+
+
+def cut(order: np.ndarray, val: float, test: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of val, test and train from rows in random order; inside `holding_out` the fold is what is held out.
+
+    Args:
+        order: row numbers.
+        val: share of the rows.
+        test: share of the rows; 0 where a test file is given: then the fold is val.
+    """
+    fold = _FOLD.get()
+    if fold is None or not (val or test):
+        n_val, n_test = round(val * len(order)), round(test * len(order))
+        return order[:n_val], order[n_val : n_val + n_test], order[n_val + n_test :]
+    fold.used = True
+    blocks = np.array_split(order, fold.folds)
+    held, rest = blocks[fold.index], np.concatenate([b for i, b in enumerate(blocks) if i != fold.index])
+    if not test:
+        return held, held[:0], rest
+    n_val = round(val * len(rest))
+    return rest[:n_val], held, rest[n_val:]
+
+
+@dataclass
+class Fold:
+    """One fold of a cross-validation.
+
+    Attributes:
+        index: from 0.
+        folds: how many there are.
+        used: whether a split has held it out.
+    """
+
+    index: int
+    folds: int
+    used: bool = False
+
+
+_FOLD: ContextVar[Fold | None] = ContextVar("fold", default=None)
+
+
+def in_fold() -> bool:
+    """Whether splits are being made for a fold of a cross-validation."""
+    return _FOLD.get() is not None
+
+
+@contextmanager
+def holding_out(index: int, folds: int) -> Iterator[Fold]:
+    """Random splits made inside this block hold out the same fold, whatever the domain; each row is in one of the folds."""
+    fold = Fold(index, folds)
+    token = _FOLD.set(fold)
+    try:
+        yield fold
+    finally:
+        _FOLD.reset(token)
+
+
+class HasLoader(Protocol):
+    """What is asked for batches: a domain's data module."""
+
+    def loader(self, split: str, *, shuffle: bool = False, epoch: int = 0) -> DataLoader[Any]: ...
+
+
+def loader_rate(data: HasLoader, seconds: float) -> float:
+    """Rows per second that the training loader alone gives, after its first batch: what a training step may ask for at most.
+
+    Args:
+        data: after `setup`.
+        seconds: to measure for; at least one epoch's second batch is waited for.
+    """
+    count, start, epoch = 0, 0.0, 0
+    while True:
+        for batch in data.loader("train", shuffle=True, epoch=epoch):
+            if not start:
+                start = time.perf_counter()
+                continue
+            count += len(batch["index"])
+            if time.perf_counter() - start > seconds:
+                return count / (time.perf_counter() - start)
+        epoch += 1

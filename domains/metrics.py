@@ -38,6 +38,35 @@ class BinaryScores(Metric):
         return self.compute_score(dim_zero_cat(self.scores), labels)
 
 
+class LabelScores(Metric):
+    """The mean AUROC or AUPRC over labels, from probabilities (B, K); labels that all rows have, or none, are left out.
+
+    Args:
+        which: `auroc` or `auprc`.
+    """
+
+    scores: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self, which: str) -> None:
+        super().__init__()
+        self.compute_score = {"auroc": binary_auroc, "auprc": binary_average_precision}[which]
+        self.add_state("scores", default=[], dist_reduce_fx="cat")
+        self.add_state("labels", default=[], dist_reduce_fx="cat")
+
+    def update(self, probabilities: Tensor, labels: Tensor) -> None:
+        """Adds probabilities and labels, both (B, K)."""
+        self.scores.append(probabilities)
+        self.labels.append(labels)
+
+    def compute(self) -> Tensor:
+        """The mean; NaN while no label has been seen both present and absent."""
+        scores, labels = dim_zero_cat(self.scores), dim_zero_cat(self.labels)
+        known = (labels.amin(0) != labels.amax(0)).nonzero().flatten().tolist()
+        found = [self.compute_score(scores[:, k], labels[:, k]) for k in known]
+        return torch.stack(found).mean() if found else torch.tensor(math.nan, device=labels.device)
+
+
 class TokenLoss(Metric):
     """Mean token loss over a whole split, in the unit asked for.
 

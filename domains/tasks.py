@@ -28,12 +28,10 @@ from torchmetrics.classification import (
     MulticlassF1Score,
     MulticlassMatthewsCorrCoef,
     MultilabelAccuracy,
-    MultilabelAUROC,
-    MultilabelAveragePrecision,
     MultilabelF1Score,
 )
 
-from longseq.domains.metrics import BinaryScores, TokenLoss
+from longseq.domains.metrics import BinaryScores, LabelScores, TokenLoss
 from longseq.errors import ConfigError
 
 Batch = dict[str, Tensor]
@@ -204,8 +202,8 @@ class MultiLabel(Task):
             {
                 "accuracy": MultilabelAccuracy(n, validate_args=False),
                 "f1": MultilabelF1Score(n, validate_args=False),
-                "auroc": MultilabelAUROC(n, validate_args=False),
-                "auprc": MultilabelAveragePrecision(n, validate_args=False),
+                "auroc": LabelScores("auroc"),
+                "auprc": LabelScores("auprc"),
             },
             compute_groups=False,
         )
@@ -324,6 +322,14 @@ class LanguageModel(Task):
         count = (labels != IGNORE).sum()
         correct = ((outputs.argmax(-1) == labels) & (labels != IGNORE)).sum()
         metrics.update(losses, count, correct)
+
+    def predictions(self, outputs: Tensor, batch: Batch) -> dict[str, np.ndarray]:
+        """Log likelihood of each row's targets, in nats, and bits per token."""
+        labels_BL = batch["labels"]
+        losses_BL = F.cross_entropy(outputs.float().transpose(1, 2), labels_BL, ignore_index=IGNORE, reduction="none")
+        total_B, count_B = losses_BL.double().sum(1), (labels_BL != IGNORE).sum(1)
+        bits_B = total_B / count_B.clamp(min=1) / np.log(2)
+        return {"log_likelihood": -total_B.cpu().numpy(), f"bits_per_{self.unit}": bits_B.cpu().numpy()}
 
 
 class MaskedLanguageModel(LanguageModel):

@@ -46,6 +46,9 @@ class WaveformEmbedding(nn.Module):
         )
         self.norms = nn.ModuleList(nn.LayerNorm(d_model) for _ in strides)
         self.projection = nn.Linear(d_model if strides else 1, d_model)
+        # Samples that a position sees before its own first one, and behind its last one.
+        self.lookback = sum((k - s) * math.prod(strides[:i]) for i, (k, s) in enumerate(zip(kernels, strides, strict=True)))
+        self.lookahead = 0
 
     def output_length(self, n_samples: int) -> int:
         """Positions of a row of so many samples."""
@@ -110,6 +113,9 @@ class LogMelEmbedding(nn.Module):
         super().__init__()
         self.stride = max(1, round(hop_s * sample_rate_hz))
         self.window = max(self.stride, round(window_s * sample_rate_hz))
+        # Samples that a position sees before its own first one, and behind its last one.
+        self.lookback = (self.window - self.stride) // 2
+        self.lookahead = self.window - self.stride - self.lookback
         self.floor = floor
         n_fft = 1 << (self.window - 1).bit_length()
         top = sample_rate_hz / 2 if f_max is None else f_max
@@ -140,9 +146,8 @@ class LogMelEmbedding(nn.Module):
         """Standardised features `(B, L, n_features)` in fp32."""
         with torch.autocast(x_BT.device.type, enabled=False):
             x_BT = as_samples(x_BT, mask_BT).float()
-            before = (self.window - self.stride) // 2
             x_BKL = F.conv1d(
-                pad_to_stride(x_BT.unsqueeze(1), self.stride, before, self.window - self.stride - before),
+                pad_to_stride(x_BT.unsqueeze(1), self.stride, self.lookback, self.lookahead),
                 self.basis.float(),
                 stride=self.stride,
             )

@@ -31,12 +31,18 @@ class StemEmbedding(CellEmbedding):
     def __init__(self, d_model: int, *, size: Sequence[int], model: str, n_channels: int = 3, **options: Any) -> None:
         grid = stem_grid(model, (int(size[0]), int(size[1])))
         super().__init__(d_model, grid=(1, *grid), cell=(1, 1, 1), n_channels=n_channels, **options)
+        self.size = (int(size[0]), int(size[1]))
         self.stem = _create(model, n_channels)
         for parameter in self.stem.parameters():
             # Biases and norms are not decayed.
             if parameter.ndim < 2:
                 mark(parameter, weight_decay=0.0)
         self.projection = nn.Linear(self.stem.num_features, d_model)
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """One frame, and its height and width in pixels."""
+        return 1, *self.size
 
     def cells(self, x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
         """Features (B, L, P) of standardised images (B, 1, C, H, W), row by row, and their grid."""

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from longseq.ops.tracing import is_exporting
+
 INSTANCE = ("revin", "revin_last", "last", "none")
 OUTPUTS = ("point", "quantiles", "student_t")
 LAYOUTS = ("channels", "mixed", "variate", "last", "mean")
@@ -166,7 +168,7 @@ class SeriesEmbedding(nn.Module):
     def values(self, inputs: Tensor, mask_BL: Tensor | None = None) -> Tensor:
         """The channels of the lookback `(B, L, C)`, NaN where nothing was observed."""
         expected = (self.n_steps, self.n_channels + self.n_covariates)
-        if not torch.compiler.is_exporting() and (inputs.ndim != 3 or inputs.shape[1:] != expected):
+        if not is_exporting() and (inputs.ndim != 3 or inputs.shape[1:] != expected):
             raise ValueError(
                 f"a window must be (batch, {expected[0]} steps, {self.n_channels} channels + {self.n_covariates} covariates), "
                 f"found {tuple(inputs.shape)}"

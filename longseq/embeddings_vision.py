@@ -87,6 +87,12 @@ class CellEmbedding(nn.Module):
         frames, rows, columns = self.grid
         return _small(rows, columns, self.d_model), _small(frames, self.d_model) if frames > 1 else None
 
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Frames, height and width in pixels that positions are made for."""
+        frames, height, width = (count * size for count, size in zip(self.grid, self.cell, strict=True))
+        return frames, height, width
+
     def cells(self, x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
         """Raw cells (B, L, P) of a video (B, T, C, H, W), each as channel, frame, row, column; and the grid they come from."""
         steps, rows, columns = self.cell
@@ -267,8 +273,16 @@ class ClassTokenHead(nn.Module):
 
     def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
         """`(B, L, D)` in, `(B, O)` out."""
+        return self.answer(self.summarize(x_BLD, mask_BL))
+
+    def summarize(self, x_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+        """The token's vector, `(B, L, D)` to `(B, D)`."""
         del mask_BL
-        return self.projection(self.dropout(x_BLD[:, class_place(self.place, x_BLD.shape[1])]))
+        return x_BLD[:, class_place(self.place, x_BLD.shape[1])]
+
+    def answer(self, x_BD: Tensor) -> Tensor:
+        """`(B, D)` to `(B, O)`."""
+        return self.projection(self.dropout(x_BD))
 
 
 VISION_EMBEDDINGS: dict[str, type[nn.Module]] = {"pixel": PixelEmbedding, "patch": PatchEmbedding, "tubelet": TubeletEmbedding}

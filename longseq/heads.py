@@ -59,7 +59,15 @@ class PoolHead(nn.Module):
 
     def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
         """`(B, L, D)` in, `(B, O)` out."""
-        return self.projection(self.dropout(pool_positions(x_BLD, mask_BL, self.pool)))
+        return self.answer(self.summarize(x_BLD, mask_BL))
+
+    def summarize(self, x_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+        """`(B, L, D)` to `(B, D)`, without parameters; `answer` makes the outputs of it."""
+        return pool_positions(x_BLD, mask_BL, self.pool)
+
+    def answer(self, x_BD: Tensor) -> Tensor:
+        """`(B, D)` to `(B, O)`."""
+        return self.projection(self.dropout(x_BD))
 
 
 class TokenHead(nn.Module):
@@ -102,8 +110,17 @@ class StrandPoolHead(nn.Module):
 
     def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
         """`(B, L, D)` in, `(B, O)` out."""
+        return self.answer(self.summarize(x_BLD, mask_BL))
+
+    def summarize(self, x_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+        """`(B, L, D)` to `(B, 2, D / 2)`, one vector per strand, without parameters."""
         forward_BLD, reverse_BLD = x_BLD.chunk(2, dim=-1)
-        return 0.5 * (self.strand(forward_BLD, mask_BL) + self.strand(reverse_BLD.flip(-1), mask_BL))
+        return torch.stack([self.strand.summarize(s, mask_BL) for s in (forward_BLD, reverse_BLD.flip(-1))], 1)
+
+    def answer(self, x_B2D: Tensor) -> Tensor:
+        """`(B, 2, D / 2)` to `(B, O)`."""
+        forward_BD, reverse_BD = x_B2D.unbind(1)
+        return 0.5 * (self.strand.answer(forward_BD) + self.strand.answer(reverse_BD))
 
 
 class StrandTokenHead(nn.Module):
@@ -113,14 +130,16 @@ class StrandTokenHead(nn.Module):
         d_model: of both strands together.
         n_outputs: O, the vocabulary.
         complement: the complementary id of every id.
+        tie: use the matrix of the embedding, which both strands share (`SequenceModel` does the tying).
 
     Paper: Caduceus, https://arxiv.org/abs/2403.03234, section 4.3.
     """
 
     complement: Tensor
 
-    def __init__(self, d_model: int, *, n_outputs: int, complement: list[int]) -> None:
+    def __init__(self, d_model: int, *, n_outputs: int, complement: list[int], tie: bool = False) -> None:
         super().__init__()
+        self.tie = tie
         self.projection = nn.Linear(d_model // 2, n_outputs, bias=False)
         nn.init.normal_(self.projection.weight, std=0.02)
         self.register_buffer("complement", torch.tensor(complement), persistent=False)
@@ -133,11 +152,72 @@ class StrandTokenHead(nn.Module):
         return F.linear(forward_BLD, weight) + F.linear(reverse_BLD.flip(-1), weight[self.complement])
 
 
+def pool_bins(x_BLD: Tensor, mask_BL: Tensor | None, bin_size: int) -> Tensor:
+    """The mean of every `bin_size` neighbouring positions, padding left out; the last bin may be shorter.
+
+    Args:
+        x_BLD: the backbone's output.
+        mask_BL: True at real positions; None if all are.
+        bin_size: positions of a bin.
+    """
+    if bin_size == 1:
+        return x_BLD
+    n_missing = -x_BLD.shape[1] % bin_size
+    real_BL1 = x_BLD.new_ones(x_BLD.shape[0], x_BLD.shape[1], 1) if mask_BL is None else mask_BL.unsqueeze(-1).to(x_BLD.dtype)
+    sums = [F.pad(part, (0, 0, 0, n_missing)).unflatten(1, (-1, bin_size)).sum(2) for part in (x_BLD * real_BL1, real_BL1)]
+    return sums[0] / sums[1].clamp(min=1)
+
+
+class BinHead(nn.Module):
+    """O outputs for every bin of neighbouring positions, from their mean: tracks along a genome, labels of single bases.
+
+    Args:
+        d_model: the backbone's width.
+        n_outputs: O.
+        bin_size: positions of a bin; 1 gives O outputs at every position.
+        dropout: on the bins' vectors.
+    """
+
+    def __init__(self, d_model: int, *, n_outputs: int, bin_size: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        if bin_size < 1:
+            raise ValueError(f"bin_size must be at least 1, found {bin_size}")
+        self.bin_size = bin_size
+        self.dropout = nn.Dropout(dropout)
+        self.projection = nn.Linear(d_model, n_outputs)
+
+    def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+        """`(B, L, D)` in, `(B, ceil(L / bin_size), O)` out."""
+        return self.projection(self.dropout(pool_bins(x_BLD, mask_BL, self.bin_size)))
+
+
+class StrandBinHead(nn.Module):
+    """Bins from both strands, averaged: reverse-complementing the input reverses the bins and changes nothing else.
+
+    Args:
+        d_model: of both strands together.
+        n_outputs: O.
+        bin_size: positions of a bin; the equivariance needs a length that it divides.
+        dropout: on the bins' vectors.
+    """
+
+    def __init__(self, d_model: int, *, n_outputs: int, bin_size: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.strand = BinHead(d_model // 2, n_outputs=n_outputs, bin_size=bin_size, dropout=dropout)
+
+    def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+        """`(B, L, D)` in, `(B, ceil(L / bin_size), O)` out."""
+        forward_BLD, reverse_BLD = x_BLD.chunk(2, dim=-1)
+        return 0.5 * (self.strand(forward_BLD, mask_BL) + self.strand(reverse_BLD.flip(-1), mask_BL))
+
+
 HEADS: dict[str, str | type[nn.Module]] = {
     "pool": "longseq.heads:PoolHead",
     "token": "longseq.heads:TokenHead",
     "strand_pool": "longseq.heads:StrandPoolHead",
     "strand_token": "longseq.heads:StrandTokenHead",
+    "bins": "longseq.heads:BinHead",
+    "strand_bins": "longseq.heads:StrandBinHead",
     "class_token": "longseq.embeddings_vision:ClassTokenHead",
     "forecast": "longseq.embeddings_timeseries:ForecastHead",
     "masked_token": "longseq.pretrained._modules:MaskedTokenHead",

@@ -1,13 +1,16 @@
 """A whole model: embedding, backbone, head; built from the plain dict that its config.json holds."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from longseq.backbone import Backbone, State
-from longseq.embeddings import TokenEmbedding, create_embedding
-from longseq.heads import TokenHead, create_head
+from longseq.embeddings import StrandEmbedding, TokenEmbedding, create_embedding
+from longseq.heads import StrandTokenHead, TokenHead, create_head
 from longseq.registry import create_backbone
+
+if TYPE_CHECKING:
+    from longseq.streaming import Stream
 
 
 class SequenceModel(nn.Module):
@@ -26,10 +29,11 @@ class SequenceModel(nn.Module):
         self.backbone = backbone
         self.head = head
         self.config = config or {}
-        if isinstance(head, TokenHead) and head.tie:
-            if not isinstance(embedding, TokenEmbedding):
-                raise ValueError("head.tie needs a token embedding to share its matrix with")
-            head.projection.weight = embedding.embedding.weight
+        if isinstance(head, (TokenHead, StrandTokenHead)) and head.tie:
+            table = embedding.strand if isinstance(embedding, StrandEmbedding) else embedding
+            if not isinstance(table, TokenEmbedding) or table.embedding.weight.shape != head.projection.weight.shape:
+                raise ValueError("head.tie needs a token embedding of the head's size to share its matrix with")
+            head.projection.weight = table.embedding.weight
 
     def features(self, inputs: Tensor, mask_BL: Tensor | None = None, segment_ids_BL: Tensor | None = None) -> Tensor:
         """The backbone's `(B, L, D)` before the head."""
@@ -53,6 +57,16 @@ class SequenceModel(nn.Module):
         x_BLD, mask_BL = self.embedding(inputs, mask_BL)
         y_BLD, state = self.backbone.forward_chunk(x_BLD, state, mask_BL)
         return self.head(y_BLD, mask_BL), state
+
+    def stream(self, batch_size: int = 1) -> "Stream":
+        """A run over a sequence that comes in chunks of any sizes: `stream.push(chunk)` answers, see `longseq.streaming`.
+
+        Raises:
+            ValueError: if the model needs the whole sequence.
+        """
+        from longseq.streaming import Stream
+
+        return Stream(self, batch_size)
 
 
 def build_model(config: dict[str, Any], backbone: Backbone | None = None) -> SequenceModel:

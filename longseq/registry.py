@@ -191,7 +191,9 @@ def create_backbone(
         return info.build(d_model=d_model, n_layers=n_layers, **options)
     _check_options(info, options, with_stack=True)
     for_stack = [key for key in options if key in STACK_OPTIONS and key not in info.options()]
-    stack = {**info.stack, **{key: options.pop(key) for key in for_stack}}
+    # A layer's own norm has the same epsilon as those between the layers.
+    shared = {"norm_eps": options["norm_eps"]} if "norm_eps" in options and "norm_eps" in info.options() else {}
+    stack = {**info.stack, **shared, **{key: options.pop(key) for key in for_stack}}
     own = {name: options, **(pattern_options or {})}
     kinds = [(pattern or [name])[i % len(pattern or [name])] for i in range(n_layers)]
     width = _strand_width(d_model) if reverse_complement else d_model

@@ -1,6 +1,7 @@
 """What a training run needs around Lightning's loop: checkpoints that resume exactly, a stop on NaN, a progress bar."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
-from longseq.errors import LongseqError
+from longseq.errors import ConfigError, LongseqError
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 
@@ -81,6 +82,44 @@ class RunCheckpoints(Checkpoint):
         # Ctrl-C keeps what was learned; any other error leaves the last good checkpoint as it is.
         if isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0:
             trainer.save_checkpoint(self.last)
+
+
+class LengthWarmup(L.Callback):
+    """Trains a language model on short pieces first: stages of length, with the same number of tokens in every batch.
+
+    Args:
+        stages: lengths in positions, rising; after the last one rows are whole.
+        steps: of each stage: a share of all steps below 1, else a number.
+
+    Paper: HyenaDNA, https://arxiv.org/abs/2306.15794, section 3.2 (sequence length warm-up).
+
+    Raises:
+        ConfigError: for lengths that do not rise.
+    """
+
+    def __init__(self, stages: Sequence[int], steps: float = 0.1) -> None:
+        self.stages, self.steps = [int(stage) for stage in stages], float(steps)
+        self._total_steps = 0
+        if not self.stages or self.stages[0] < 1 or self.stages != sorted(set(self.stages)) or self.steps <= 0:
+            raise ConfigError(
+                f"length_warmup.stages must be rising lengths and length_warmup.steps above 0, found {list(stages)} and {steps}"
+            )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not getattr(pl_module.task, "per_position", False) or not hasattr(pl_module, "train_length"):
+            raise ConfigError("length_warmup cuts rows into pieces, which needs a task along the sequence: task=lm or mlm")
+        self._total_steps = int(trainer.estimated_stepping_batches)
+        if self.steps * len(self.stages) >= (1 if self.steps < 1 else self._total_steps):
+            raise ConfigError(f"length_warmup: {len(self.stages)} stages of {self.steps:g} leave no step for whole rows")
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        pl_module.train_length = self.length(trainer.global_step, self._total_steps)  # type: ignore[assignment]
+
+    def length(self, step: int, total_steps: int) -> int | None:
+        """Of the pieces at a step; None for whole rows."""
+        each = max(1, round(self.steps * total_steps)) if self.steps < 1 else int(self.steps)
+        stage = step // each
+        return self.stages[stage] if stage < len(self.stages) else None
 
 
 def random_state() -> dict[str, Any]:

@@ -136,6 +136,7 @@ def run_with_config(verb: str, args: list[str]) -> int:
     """Composes the verb's config from the overrides and runs it, once or for every point of a sweep."""
     from hydra._internal.utils import _run_hydra, get_args_parser
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import OverrideParseException
 
     parser = get_args_parser()
     parsed = parser.parse_args(args)
@@ -174,6 +175,11 @@ def run_with_config(verb: str, args: list[str]) -> int:
             config_path="pkg://longseq.configs",
             config_name=verb,
         )
+    except OverrideParseException as error:
+        raise ConfigError(
+            f"{error.override!r} cannot be read ({str(error).splitlines()[0]}); a value with =, :, spaces or brackets wants "
+            "quotes of its own, such as 'run_dir=\"a=b\"'"
+        ) from None
     finally:
         sys.argv = argv
     if failure is not None:
@@ -189,6 +195,7 @@ def check_overrides(verb: str, overrides: list[str]) -> list[str]:
     """
     known_groups = groups()
     overrides = [part for override in overrides for part in split_model_name(override)]
+    overrides = [plain_word(verb, override) for override in overrides]
     plain = []
     for override in overrides:
         match = GROUP_OVERRIDE.match(override)
@@ -204,6 +211,11 @@ def check_overrides(verb: str, overrides: list[str]) -> list[str]:
             plain.append(override.split("=")[0] + "=null")
     known, opened = compose_and_check_keys(verb, plain, known_groups)
     return [add_or_set(override, known, opened) for override in overrides]
+
+
+def plain_word(verb: str, override: str) -> str:
+    """`task=` of predict as `mode=`: there it is a plain word, but Hydra would look for the config of a task."""
+    return re.sub(r"^task=", "mode=", override) if verb == "predict" else override
 
 
 def split_model_name(override: str) -> list[str]:

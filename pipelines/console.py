@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 MOST_COLUMNS = 7
 
 
-def start(cfg: "DictConfig", folder: Path, data: DomainData, module: DomainModule, trainer: L.Trainer) -> None:
+def start(
+    cfg: "DictConfig", folder: Path, data: DomainData, module: DomainModule, trainer: L.Trainer, *, verb: str = "fit"
+) -> None:
     """Prints the data, the model and the device before the first step."""
     if not trainer.is_global_zero:
         return
     out = Console()
     parameters = sum(p.numel() for p in module.model.parameters())
-    out.print(f"[bold]longseq fit[/] domain={cfg.domain} task={cfg.task.name} backbone={cfg.backbone.name} seed={cfg.seed}")
+    said = f"domain={cfg.domain} task={cfg.task.name} backbone={cfg.backbone.name} seed={cfg.seed}"
+    out.print(f"[bold]longseq {verb}[/] {said}")
     if data.counts.get("synthetic"):
         out.print(f"  data    [yellow]synthetic demo data[/]: {data.counts['synthetic']}")
     out.print(splits_table(data.summary()))

@@ -1,8 +1,10 @@
 """Check this machine: versions, GPU and driver, extras, kernels, audio formats, disk; each fault with its cure.
 
-usage: longseq doctor
+usage: longseq doctor [model=<folder>]
 
-One line per finding. Exits 0 unless something that longseq needs is broken; downloads nothing and changes nothing.
+One line per finding. With model= it looks at a run folder, a model folder or a checkpoint instead: weights in 16 bits,
+padding that is pooled, a wrong length, batch norms, another tokenizer. Exits 0 unless something that is needed is broken; on
+this machine it downloads nothing and changes nothing.
 """
 
 import importlib
@@ -47,15 +49,23 @@ def run(args: Sequence[str]) -> int:
     Raises:
         ConfigError: for any argument.
     """
-    if args:
-        raise ConfigError(f"longseq doctor takes no arguments, found {' '.join(args)}")
+    models = [arg.removeprefix("model=") for arg in args if arg.startswith("model=")]
+    if len(models) != len(args) or len(models) > 1:
+        raise ConfigError(f"longseq doctor takes no arguments, found {' '.join(args)} (model=<folder> checks that model)")
     marks = []
-    for check in CHECKS:
+    for check in CHECKS if not models else (lambda: model_findings(models[0]),):
         for finding in safely(check):
             marks.append(finding.mark)
             print(line(finding, coloured=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
     print(f"{marks.count(FAIL)} broken, {marks.count(WARN)} to look at, {marks.count(OK)} fine")
     return 1 if FAIL in marks else 0
+
+
+def model_findings(source: str) -> list[Finding]:
+    """What is to be said of a model folder; this needs torch, unlike the checks of the machine."""
+    from longseq.pipelines.doctor_model import check_model
+
+    return check_model(source)
 
 
 def line(finding: Finding, *, coloured: bool) -> str:

@@ -7,6 +7,7 @@ a browser, and the trained model, which longseq.load_model reads without Lightni
 
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,14 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from longseq.adapters import has_adapters, merge_weights
 from longseq.checkpoint import load_into, save_model, write_atomically
 from longseq.domains.base import DomainData, DomainModule
 from longseq.domains.tasks import Task
 from longseq.errors import ConfigError, LongseqError
 from longseq.model import SequenceModel, build_model
 from longseq.pipelines import console
-from longseq.pipelines.callbacks import LAST, RunCheckpoints
+from longseq.pipelines.callbacks import LAST, LengthWarmup, RunCheckpoints
 from longseq.pipelines.results import environment, gather_predictions, write_metrics
 from longseq.pipelines.run_folder import MODEL, PREDICTIONS, open_run_folder
 from longseq.registry import create_backbone
@@ -30,6 +32,8 @@ from longseq.registry import create_backbone
 if TYPE_CHECKING:
     import pandas as pd
     from omegaconf import DictConfig
+
+    from longseq.pipelines.finetune_probe import Probe
 
 
 def run(cfg: "DictConfig") -> dict[str, Any]:
@@ -46,11 +50,45 @@ def run(cfg: "DictConfig") -> dict[str, Any]:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = build_data(cfg)
     task = build_task(cfg, data)
-    module = build_module(cfg, build_network(cfg, data, task), task)
+    model = build_network(cfg, data, task)
+    facts = {}
+    if cfg.self_pretrain.epochs:
+        from longseq.pipelines.self_pretrain import pretrain_on_task
+
+        facts["self_pretrain"] = pretrain_on_task(cfg, folder, data, model)
+    module = build_module(cfg, model, task)
     trainer = build_trainer(cfg)
     console.start(cfg, folder, data, module, trainer)
+    return train_and_report(cfg, folder, data, module, trainer, facts=facts)
+
+
+def train_and_report(
+    cfg: "DictConfig",
+    folder: Path,
+    data: DomainData,
+    module: DomainModule,
+    trainer: L.Trainer,
+    *,
+    probe: "Probe | None" = None,
+    facts: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Trains, tests the best weights, and writes what the run leaves.
+
+    Args:
+        cfg: of `fit` or `finetune`.
+        folder: the run's.
+        data: read.
+        module: to train and to test.
+        trainer: for both.
+        probe: trains the module's head on kept features in place of the module.
+        facts: more entries for metrics.json.
+
+    Returns:
+        As `run`.
+    """
     started = time.perf_counter()
-    interrupted = train(trainer, module, data, cfg)
+    trained = (module, data) if probe is None else (probe.module, probe.data)
+    interrupted = train(trainer, *trained, cfg)
     metrics: dict[str, Any] = {
         "domain": cfg.domain,
         "backbone": cfg.backbone.name,
@@ -59,8 +97,9 @@ def run(cfg: "DictConfig") -> dict[str, Any]:
         "synthetic": bool(data.counts.get("synthetic", False)),
         "interrupted": interrupted,
         "train_seconds": time.perf_counter() - started,
-        "training": training_figures(trainer, module),
+        "training": training_figures(trainer, trained[0]),
         "environment": environment(trainer),
+        **(facts or {}),
     }
     if interrupted:
         metrics["validation"] = {k: float(v) for k, v in trainer.callback_metrics.items()}
@@ -68,6 +107,8 @@ def run(cfg: "DictConfig") -> dict[str, Any]:
             console.interrupted(folder, metrics)
         return {**metrics, "run_dir": str(folder), "exit_code": 130}
     best, metrics["validation"] = best_checkpoint(trainer)
+    if probe is not None:
+        best = probe.give_head(best)
     metrics["test"] = scores(trainer.test(module, data, best, verbose=False, weights_only=False))
     predictions = gather_predictions(trainer, module, data)
     if trainer.is_global_zero:
@@ -160,11 +201,14 @@ def build_trainer(cfg: "DictConfig") -> L.Trainer:
         options["precision"] = "bf16-mixed" if gpu else "32-true"
     loggers = [build(entry) for entry in (cfg.logger or {}).values() if entry]
     callbacks = [build(entry) for entry in (cfg.callbacks or {}).values() if entry]
+    warmup = cfg.get("length_warmup")
+    if warmup is not None and warmup.stages:
+        callbacks.append(LengthWarmup(list(warmup.stages), warmup.steps))
     progress = {"enable_progress_bar": "progress" in (cfg.callbacks or {})}
     return build({**progress, **options}, logger=loggers or False, callbacks=callbacks, default_root_dir=cfg.run_dir)
 
 
-def train(trainer: L.Trainer, module: DomainModule, data: DomainData, cfg: "DictConfig") -> bool:
+def train(trainer: L.Trainer, module: DomainModule, data: L.LightningDataModule, cfg: "DictConfig") -> bool:
     """Runs the training loop; returns whether Ctrl-C ended it."""
     checkpoint = Path(cfg.run_dir) / "checkpoints" / LAST
     resume = checkpoint if cfg.resume is not None and checkpoint.is_file() else None
@@ -194,13 +238,18 @@ def scores(results: Any) -> dict[str, float]:
 
 def trained_model(module: DomainModule, checkpoint: Path | None) -> SequenceModel:
     """A plain model with the checkpoint's weights, whatever the strategy made of the module's own."""
-    if checkpoint is None:
+    if checkpoint is None and not has_adapters(module.model):
         return module.model
-    state = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
-    weights = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+    weights = module.model.state_dict() if checkpoint is None else checkpoint_weights(checkpoint)
     model = build_model(module.model.config)
-    load_into(model, weights, checkpoint)
+    load_into(model, merge_weights(module.model, weights), checkpoint or "this run")
     return model
+
+
+def checkpoint_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """The model's tensors in a checkpoint of Lightning's."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=False)["state_dict"]
+    return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
 
 
 def training_figures(trainer: L.Trainer, module: DomainModule) -> dict[str, Any]:
@@ -259,5 +308,7 @@ def quiet_lightning() -> None:
         ".*You are using a custom batch sampler.*",
         ".*will save all targets and predictions in the buffer.*",
         ".*The variance of predictions or target is close to zero.*",
+        # A frozen part is in eval mode on purpose.
+        ".*in eval mode at the start of training.*",
     ):
         warnings.filterwarnings("ignore", text)

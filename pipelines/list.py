@@ -241,12 +241,30 @@ def pretrained_details(pattern: str) -> RenderableType:
     known = pretrained_names(pattern)
     if not pretrained_names("*"):
         return "No published checkpoints are shipped with this version."
-    package = import_module("longseq.pretrained")
-    listing: Callable[[], Iterable[str]] | None = getattr(package, "list_pretrained", None)
-    table = short_table("pretrained: formats", known)
-    if listing is None:
-        return table
-    return Group(table, short_table("checkpoints", [(str(name), "") for name in listing() if matches(str(name), pattern)]))
+    listing = import_module("longseq.pretrained").list_pretrained
+    chosen = [info for info in listing() if matches(info.id, pattern) or matches(info.format, pattern)]
+    if not chosen and not known:
+        raise ConfigError(f"no published checkpoint and no format matches {pattern!r}; longseq list pretrained shows all")
+    usage = "use one with: longseq finetune pretrained=<id>, or the folder that it was downloaded to"
+    return Group(short_table("pretrained: formats", known), checkpoint_table(chosen), usage)
+
+
+def checkpoint_table(checkpoints: Iterable[Any]) -> RenderableType:
+    """What was published, by domain and licence: size, longest sequence and id; a dash for what is not known or not limited."""
+    groups: dict[tuple[str, str, str], list[Any]] = {}
+    for info in checkpoints:
+        groups.setdefault((info.format, info.domain, info.licence), []).append(info)
+    tables: list[RenderableType] = []
+    for (format, domain, licence), members in groups.items():
+        table = Table(box=None, pad_edge=False, show_header=not tables)
+        table.add_column("parameters", justify="right", width=10)
+        table.add_column("length", justify="right", width=9)
+        table.add_column("id", overflow="fold")
+        for info in members:
+            length = "-" if info.length is None else f"{info.length:,}"
+            table.add_row(info.parameters or "-", length, info.id)
+        tables += [Text(f"{format}: {domain}, {licence or 'licence not stated here'}", style="bold"), table, ""]
+    return Group(*tables)
 
 
 Names = Callable[[str], list[tuple[str, str]]]

@@ -23,6 +23,7 @@ from longseq.domains.plots import comparison, learning_curves
 from longseq.domains.prediction_plots import prediction_sections
 from longseq.domains.sections import RunFiles, Section
 from longseq.errors import ConfigError
+from longseq.pipelines.report_finetune import finetune_sections
 from longseq.pipelines.report_page import Chapter, page
 from longseq.pipelines.report_sections import config_text, data_sections, domain_title, foot, head, results, run_sections
 from longseq.pipelines.run_folder import METRICS, PREDICTIONS, REPORT, read_config
@@ -106,6 +107,7 @@ def chapters(files: RunFiles) -> list[Chapter]:
         Chapter("domain", domain_title(files), domain_sections(files)),
         Chapter("learning", "Learning curves", learning_curves(files), lead=no_curves(files)),
         Chapter("data", "Data", data_sections(files)),
+        Chapter("finetune", "Pretraining", finetune_sections(files)),
         Chapter("run", "Model and run", run_sections(files)),
         Chapter("config", "Config", [], lead=config_text(files)),
     ]

@@ -49,6 +49,8 @@ border-radius:6px;padding:6px 12px;margin:0 0 12px}
 .card{padding:16px;margin:0;min-width:0}
 .card.wide{grid-column:1/-1}
 figure svg{display:block;width:100%;max-width:460px;height:auto;margin:0 auto}
+.panorama{overflow-x:auto}
+.panorama svg{max-width:980px;min-width:640px}
 svg *{stroke-linejoin:round;font-family:inherit!important}
 figcaption,.caption{font-size:.85rem;margin:8px 0 0}
 .scroll{overflow-x:auto;max-width:100%}
@@ -91,6 +93,8 @@ tbody th{white-space:normal;max-width:9rem}
 """
 )
 # Whatever a label or a path in the page should hold, the browser runs nothing and loads nothing.
+# Figures wider than this take the whole page, and scroll on a narrow one instead of shrinking beyond reading.
+PANORAMA_IN = 6.0
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 
 
@@ -145,6 +149,8 @@ def section_html(section: Section) -> str:
     if section.figure is not None:
         caption = f"<figcaption>{escape(section.caption)}</figcaption>" if section.caption else ""
         picture = to_svg(section.figure, section.alt or section.title)
+        if section.figure.get_figwidth() > PANORAMA_IN:
+            picture = f'<div class="panorama" tabindex="0">{picture}</div>'
         return f'<figure class="card{size}">{title}{picture}{caption}</figure>'
     caption = f'<p class="caption">{escape(section.caption)}</p>' if section.caption else ""
     return f'<div class="card{size}">{title}{section.html}{caption}</div>'

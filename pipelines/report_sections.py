@@ -106,7 +106,7 @@ def score(value: Any, best: float | None) -> Any:
 
 def domain_title(files: RunFiles) -> str:
     """The domain as a heading: DNA and other short names are abbreviations."""
-    name = str(files.metrics.get("domain", "domain"))
+    name = str(files.metrics.get("domain", "domain")).replace("timeseries", "time series")
     return name.upper() if len(name) <= 3 else name.capitalize()
 
 

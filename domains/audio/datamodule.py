@@ -1,7 +1,7 @@
 """Reads people's recordings, or makes the demo's, and gives batches of samples or mu-law levels with their labels."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,19 +13,26 @@ from longseq.domains.audio.baselines import score_baselines
 from longseq.domains.audio.clips import Clips, cut_windows, open_clips
 from longseq.domains.audio.labels import read_events
 from longseq.domains.audio.options import augmentation, check_task
+from longseq.domains.audio.recordings import FramePredictions, Recordings, SoundSequences
 from longseq.domains.audio.rows import ClipRows, feature_statistics
 from longseq.domains.audio.sources import ReadOptions, Source, read_source
 from longseq.domains.audio.splits import SPEAKERS, make_split, speaker_leaks
 from longseq.domains.audio.targets import Labelled, encode_targets
 from longseq.domains.audio.tasks import own_target
 from longseq.domains.audio.tokenizer import LEVELS, SILENCE, AudioTokenizer
-from longseq.domains.base import DomainData, Row
+from longseq.domains.base import DomainData, DomainModule, Row
+from longseq.domains.likelihood import LikelihoodOptions, LikelihoodPredictions
 from longseq.domains.loading import pad_rows
+from longseq.domains.prediction import Predictions
 from longseq.domains.tasks import IGNORE, Batch, Task
 from longseq.errors import ConfigError, DataError
 
+# Tasks that answer along a recording, which is then never cut.
+WHOLE = ("ctc", "frames", "lm")
 # Window of a language model where none is asked for.
 WINDOW_S = 1.0
+# Window of recordings to predict that the model cannot hear in one pass, where data.clip_s does not say.
+HEARD_S = 30.0
 # So much sound is decoded once before training, to find what is damaged.
 DECODE_LIMIT_S = 3 * 3600.0
 
@@ -85,7 +92,7 @@ class AudioData(DomainData):
         **augment: the fields of `longseq.domains.audio.augment.Augmentation`.
     """
 
-    domain = "audio"
+    domain, token_unit = "audio", "sample"
 
     def __init__(
         self,
@@ -292,7 +299,7 @@ class AudioData(DomainData):
                 row = int(long[0])
                 raise DataError(f"{clips.where(row)}: {clips.seconds[row]:.2f} s, more than data.clip_s={limit_s:g}; {hint}")
             if self.on_long == "window":
-                hop = self.hop_s if name == "train" and self.hop_s is not None else limit_s
+                hop = self.hop_s if name in ("train", "predict") and self.hop_s is not None else limit_s
                 self.clips[name] = cut_windows(clips, limit_s, hop)
                 if self.task_name != "lm":
                     self.counts[f"cut into windows in {name}"] = f"{len(long)} of {len(clips)} clips"
@@ -301,6 +308,48 @@ class AudioData(DomainData):
         if self.task_name == "lm":
             # A single sample has no next one.
             self.clips = {n: clips.select(np.flatnonzero(clips.lengths(rate) > 1)) for n, clips in self.clips.items()}
+
+    # -- predicting
+
+    @classmethod
+    def options_of(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        found = dict(config.get("tokenizer", {}))
+        renamed = {"name": "tokenizer", "hop_s": "frame_hop_s"}
+        return {renamed.get(name, str(name)): value for name, value in found.items()}
+
+    def setup_predict(self, config: Mapping[str, Any]) -> None:
+        """Reads `data.predict` alone, without labels; sounds are resampled to the model's rate."""
+        source = self.sources["predict"]
+        if source is None:
+            raise ConfigError("data.predict must name the sounds to predict: a file, a folder, a pattern or a manifest")
+        self.clips = {"predict": self._open("predict", source)}
+        rate = self._sample_rate_hz or int(config["tokenizer"]["sample_rate_hz"])
+        self.tokenizer = AudioTokenizer(self.tokenizer_name, rate, **self.tokenizer_options)
+        others = int((self.clips["predict"].rate_hz != rate).sum())
+        if others:
+            self.counts[f"resampled to {rate:,} Hz"] = f"{others} of {len(self.clips['predict'])} clips"
+        limit = config["backbone"].get("max_length")
+        if limit is not None and self.clip_s is None and self.task_name not in WHOLE:
+            longest_s = limit * self.tokenizer.stride / rate
+            self.clip_s = longest_s if self.clips["predict"].seconds.max() > longest_s else None
+        if self.task_name in WHOLE:
+            self._max_samples = int(self.clips["predict"].lengths(rate).max())
+        else:
+            self._fit_lengths()
+        self.splits["predict"] = ClipRows(
+            self.clips["predict"], self.tokenizer, max_samples=self._max_samples, seed=self.seed
+        )
+
+    def long_predictions(self, module: DomainModule, options: Mapping[str, Any]) -> Predictions | None:
+        if self.task_name not in WHOLE:
+            return None
+        recordings = Recordings(self.clips["predict"], self.tokenizer)
+        chosen, window = LikelihoodOptions(**options), round((self.clip_s or HEARD_S) * self.sample_rate_hz)
+        if self.task_name != "lm":
+            return FramePredictions(module, self, recordings, chosen, window)
+        trained = round((self.clip_s or WINDOW_S) * self.sample_rate_hz)
+        sounds = SoundSequences(recordings, self)
+        return LikelihoodPredictions(module, sounds, chosen, batch_size=self.batch_size, trained_window=trained)
 
     # -- what the model and the report need
 

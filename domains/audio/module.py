@@ -10,7 +10,7 @@ from torch import Tensor
 
 from longseq.backbone import Mixer, Stack
 from longseq.domains.audio.sounds import save_generated, save_worst
-from longseq.domains.base import DomainModule
+from longseq.domains.base import DomainData, DomainModule
 from longseq.domains.tasks import Batch
 from longseq.embeddings_audio import LogMelEmbedding
 from longseq.errors import ConfigError
@@ -44,6 +44,10 @@ class AudioModule(DomainModule):
     def setup(self, stage: str) -> None:
         """Scales the model's step sizes if the data come at another sampling rate than the model was trained at."""
         data = getattr(self.trainer, "datamodule", None)
+        if data is not None:
+            self.prepare(data)
+
+    def prepare(self, data: DomainData) -> None:
         rate = getattr(data, "sample_rate_hz", None)
         if rate is not None and "tokenizer" in self.model.config:
             scale_step_sizes(self.model, self.trained_rate_hz, int(rate))

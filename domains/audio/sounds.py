@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from longseq import sampling
 from longseq.domains.audio.files import resample, write_wav
-from longseq.domains.audio.tokenizer import SILENCE, mulaw_decode
+from longseq.domains.audio.tokenizer import LEVELS, SILENCE, mulaw_decode
 from longseq.model import SequenceModel
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ INDEX = "index.json"
 MOST_SECONDS, MOST_HZ = 3.0, 16000
 
 
-@torch.no_grad()
 def generate(
     model: SequenceModel, n_clips: int, n_samples: int, *, temperature: float = 1.0, seed: int = 0, start: int = SILENCE
 ) -> np.ndarray:
@@ -42,17 +42,9 @@ def generate(
 
     Cost: n_samples steps after each other, each of the model's cost for one position.
     """
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    state = model.init_state(n_clips)
-    level_B1 = torch.full((n_clips, 1), start, device=device)
-    levels = []
-    for _ in range(n_samples):
-        logits_B1V, state = model.forward_chunk(level_B1, state)
-        chances_BV = (logits_B1V[:, 0].float() / temperature).softmax(-1).cpu()
-        level_B1 = torch.multinomial(chances_BV, 1, generator=generator).to(device)
-        levels.append(level_B1.cpu())
-    return torch.cat(levels, 1).to(torch.uint8).numpy()
+    start_B1 = torch.full((n_clips, 1), start)
+    levels_BT = sampling.generate(model, start_B1, n_samples, temperature=temperature, seed=seed, allowed=range(LEVELS))
+    return levels_BT.to(torch.uint8).numpy()
 
 
 def save_generated(

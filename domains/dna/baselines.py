@@ -18,6 +18,8 @@ from longseq.domains.dna.tokenizer import A_ID, T_ID
 
 _CHUNK = 1 << 22
 TASKS = ("classification", "multilabel", "regression")
+# With more labels than this they share one fit, of as many rows at most, on at most 4^5 k-mers.
+MOST_LABELS, FIT_ROWS, LONGEST_SHARED = 32, 20_000, 5
 
 
 class Baseline(Protocol):
@@ -127,7 +129,10 @@ class KmerLinear:
         _check_task(task)
         self.task, self.n_classes = task, n_classes
         best: tuple[float, Any] | None = None
-        strengths = (10.0, 1.0, 100.0, 1e3, 1e4) if task == "regression" else (0.01, 0.001, 0.1, 1.0)
+        shared = task == "multilabel" and targets.shape[1] > MOST_LABELS
+        ridge = task == "regression" or shared
+        strengths = (10.0, 1.0, 100.0, 1e3, 1e4) if ridge else (0.01, 0.001, 0.1, 1.0)
+        ks = [k for k in ks if k <= LONGEST_SHARED or not shared]
         features: dict[tuple[int, bool], tuple[Any, Any]] = {}
         for k in ks:
             for canonical in (True, False):
@@ -143,7 +148,7 @@ class KmerLinear:
             if score[0] > best[0]:
                 best = (score[0], None)
                 self.strength, self._fitted = strength, score[1]
-        kind = "ridge" if task == "regression" else "logistic"
+        kind = "ridge" if ridge else "logistic"
         self.name = f"k-mer {kind} regression"
         strands = "both strands" if self.canonical else "one strand"
         self.description = f"{kind} regression on {self.k}-mer frequencies ({strands}), chosen on val"
@@ -159,6 +164,9 @@ class KmerLinear:
         scaled = scaler.transform(features)
         if self.task == "regression":
             return np.asarray(models[0].predict(scaled), dtype=np.float64)
+        if self.task == "multilabel" and hasattr(models[0], "coef_") and not hasattr(models[0], "classes_"):
+            # One fit for many labels: their shares, linear in the features.
+            return np.clip(np.asarray(models[0].predict(scaled), dtype=np.float64).reshape(scaled.shape[0], -1), 0, 1)
         if self.task == "multilabel":
             return np.stack([_positive_share(model, scaled) for model in models], axis=1)
         probabilities = np.zeros((scaled.shape[0], max(self.n_classes, int(models[0].classes_.max()) + 1)))
@@ -182,6 +190,10 @@ def _fit(features: Any, targets: NDArray[Any], task: str, strength: float) -> li
         warnings.simplefilter("ignore", ConvergenceWarning)
         if task == "regression":
             return [scaler, Ridge(alpha=strength).fit(scaled, targets)]
+        if task == "multilabel" and targets.shape[1] > MOST_LABELS:
+            rows = np.unique(np.linspace(0, len(targets) - 1, min(FIT_ROWS, len(targets))).astype(np.int64))
+            dense: Any = scaled
+            return [scaler, Ridge(alpha=strength).fit(dense[rows].toarray(), targets[rows])]
         columns = targets.T if task == "multilabel" else [targets]
         models = []
         for column in columns:

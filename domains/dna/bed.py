@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from longseq.domains.dna.bad_rows import BadRows
 from longseq.domains.dna.formats import file_format, open_binary
 from longseq.domains.dna.genome import Genome, IntervalSequences, unknown_chromosome
 from longseq.domains.dna.labels import as_numbers
@@ -143,6 +144,28 @@ def intervals(
             raise DataError(f"{where(int(row))}: strand {strands[row]!r}, where +, - or . was expected")
     table = frame.assign(chrom=chroms, start=starts, end=ends, strand=strands)
     return IntervalSequences(genome, chroms, starts, ends, strands, length), table
+
+
+def usable_intervals(frame: pd.DataFrame, where: Callable[[int], str], genome: Genome, bad: BadRows) -> NDArray[np.bool_]:
+    """Which rows are intervals of the genome; the others are counted.
+
+    Args:
+        frame: Columns chrom, start, end and perhaps strand, as text.
+        where: Names row i.
+        genome: The genome.
+        bad: Counts the others.
+    """
+    starts, ends = (as_numbers(frame[name]) for name in ("start", "end"))
+    sizes = frame["chrom"].astype(str).map(genome.lengths.get).to_numpy(dtype=np.float64, na_value=np.nan)
+    whole = np.isfinite(starts) & np.isfinite(ends)
+    whole[whole] = (starts[whole] % 1 == 0) & (ends[whole] % 1 == 0)
+    usable = whole & np.isfinite(sizes) & (starts >= 0) & (ends > starts) & (ends <= sizes)
+    if "strand" in frame:
+        usable &= np.isin(frame["strand"].to_numpy(dtype=str), ["+", "-", "."])
+    for row in np.flatnonzero(~usable).tolist():
+        cells = frame.iloc[row]
+        bad.add(f"{where(row)}: {cells['chrom']}:{cells['start']}-{cells['end']} is no interval of {genome.path}")
+    return usable
 
 
 def _whole_numbers(cells: NDArray[Any], name: str, where: Callable[[int], str]) -> NDArray[np.int64]:

@@ -18,7 +18,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from longseq.domains.dna.bad_rows import BadRows
 from longseq.domains.dna.sequences import Sequences
+from longseq.domains.dna.tokenizer import invalid_characters
 from longseq.errors import DataError
 
 FASTA_SUFFIXES = (".fa", ".fasta", ".fna", ".ffn", ".frn", ".fas")
@@ -220,12 +222,13 @@ def _lines(handle: ByteReader, path: Path) -> Iterator[tuple[str, bytes]]:
             yield "", letters
 
 
-def read_records(path: Path, *, invalid: str = "error") -> tuple[Sequences, list[str]]:
+def read_records(path: Path, *, invalid: str = "error", bad: BadRows | None = None) -> tuple[Sequences, list[str]]:
     """Reads all records of a file into memory.
 
     Args:
         path: A FASTA, FASTQ, GenBank or one-sequence-per-line file, compressed or not.
         invalid: "error" refuses characters that are no nucleotide codes, "N" reads them as N.
+        bad: Counts records that are empty or no DNA where such rows are skipped; None refuses them.
 
     Returns:
         The sequences and their whole header lines.
@@ -238,7 +241,10 @@ def read_records(path: Path, *, invalid: str = "error") -> tuple[Sequences, list
     letters = bytearray()
     headers: list[str] = []
     lengths: list[int] = []
-    for header, sequence in iterate_records(path):
+    for number, (header, sequence) in enumerate(iterate_records(path), start=1):
+        if bad is not None and bad.skip and (problem := sequence_problem(sequence, invalid)):
+            bad.add(f"{path}, record {number} ({record_id(header)!r}): {problem}")
+            continue
         letters += sequence
         lengths.append(len(sequence))
         headers.append(header)
@@ -249,6 +255,14 @@ def read_records(path: Path, *, invalid: str = "error") -> tuple[Sequences, list
         return f"{path}, record {i + 1}" + (f" ({record_id(headers[i])!r})" if headers[i] else "")
 
     return Sequences.from_letters(letters, np.array(lengths, dtype=np.int64), describe, invalid=invalid), headers
+
+
+def sequence_problem(letters: str | bytes, invalid: str) -> str:
+    """Why a sequence cannot be used; empty if it can."""
+    if not letters:
+        return "the sequence is empty"
+    found = invalid_characters(letters) if invalid == "error" else ""
+    return f"not DNA: it holds {found}" if found else ""
 
 
 def record_id(header: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from longseq.domains.dna.bad_rows import BadRows
 from longseq.domains.dna.sequences import SequenceTable
 from longseq.errors import DataError
 
@@ -24,6 +25,12 @@ def label_text(values: Iterable[Any]) -> NDArray[Any]:
     Returns:
         Text, object, (N,); missing values are empty.
     """
+    # Few values stand in many rows: each is looked at once.
+    codes, found = pd.factorize(np.asarray(pd.Series(list(values), dtype=object)), use_na_sentinel=False)
+    return _distinct_text(found)[codes]
+
+
+def _distinct_text(values: Iterable[Any]) -> NDArray[Any]:
     text = np.array(["" if value is None or value is pd.NA else str(value).strip() for value in values], dtype=object)
     missing = np.array([cell.lower() in _MISSING for cell in text], dtype=bool)
     text[missing] = ""
@@ -172,6 +179,43 @@ def encode_multilabel(table: SequenceTable, names: tuple[str, ...], separator: s
                 raise DataError(f"{table.where(row)}: label {name!r} is not among those of train, {_shown(names)}")
             encoded[row, index[name]] = 1.0
     return encoded
+
+
+def drop_unusable(table: SequenceTable, task: str, bad: BadRows) -> SequenceTable:
+    """Leaves out rows whose label the task cannot use: missing, no number, neither 0 nor 1.
+
+    Args:
+        table: Any part of the data.
+        task: "classification", "multilabel" or "regression"; others keep all rows.
+        bad: Counts them.
+    """
+    if table.labels is None or task not in ("classification", "multilabel", "regression"):
+        return table
+    columns = table.labels.reshape(len(table), -1)
+    if task == "regression":
+        usable = np.stack([np.isfinite(as_numbers(column)) for column in columns.T], axis=1)
+    elif task == "multilabel" and table.labels.ndim == 2:
+        usable = (columns == "0") | (columns == "1")
+    else:
+        usable = (columns != "") | (task == "multilabel")
+    return _kept(table, usable, lambda i, j: f"{columns[i, j]!r} in {table.label_names[j]!r} is no label", bad)
+
+
+def drop_unknown_classes(table: SequenceTable, names: tuple[str, ...], task: str, bad: BadRows) -> SequenceTable:
+    """Leaves out rows with a label that train does not have."""
+    if table.labels is None or table.labels.ndim != 1 or task not in ("classification", "multilabel"):
+        return table
+    known = set(names)
+    cells = [[str(cell)] if task == "classification" else str(cell).split(";") for cell in table.labels]
+    usable = np.array([all(name.strip() in known | {""} for name in cell) for cell in cells], dtype=bool).reshape(-1, 1)
+    return _kept(table, usable, lambda i, _: f"label {table.labels[i]!r} is not among those of train", bad)  # type: ignore[index]
+
+
+def _kept(table: SequenceTable, usable: NDArray[np.bool_], problem: Callable[[int, int], str], bad: BadRows) -> SequenceTable:
+    good = usable.all(axis=1)
+    for i in np.flatnonzero(~good).tolist():
+        bad.add(f"{table.where(i)}: {problem(i, int(np.argmin(usable[i])))}")
+    return table if good.all() else table.select(np.flatnonzero(good))
 
 
 def _labels(table: SequenceTable, allow_empty: bool = False) -> NDArray[Any]:

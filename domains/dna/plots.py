@@ -4,7 +4,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import softmax
 
+from longseq.domains.classification_plots import ClassScores, class_scores, confusion
+from longseq.domains.dna.mutagenesis import mutagenesis_sections
 from longseq.domains.plots import comparison, dot_chart
 from longseq.domains.sections import RunFiles, Section, table
 
@@ -19,7 +22,7 @@ def figures(run: RunFiles) -> list[Section]:
     scored = row_scores(run.predictions)
     if scored is not None and run.predictions is not None:
         sections += by_chromosome(run.predictions, *scored) + by_length(run.predictions, *scored)
-    return sections
+    return [*sections, *votes(run), *mutagenesis_sections(run)]
 
 
 def bits_per_base(run: RunFiles) -> list[Section]:
@@ -30,6 +33,28 @@ def bits_per_base(run: RunFiles) -> list[Section]:
     drawn = comparison(run, metric, reference=("four equal letters, 2 bits", UNIFORM_BITS))
     caption = "What a base costs on average; 2 bits is no knowledge at all. Genomes are hard: a tenth of a bit is much."
     return [Section("Bits per base", figure=section.figure, caption=caption, alt=section.alt) for section in drawn]
+
+
+def votes(run: RunFiles) -> list[Section]:
+    """The confusion of whole records, whose windows vote by their mean log-probability; empty without windows."""
+    frame = run.predictions
+    if frame is None or not {"record", "prediction", "label"} <= set(frame):
+        return []
+    scores = class_scores(frame)
+    if scores is None:
+        return []
+    records = np.asarray(scores.rows["record"])
+    log_p = pd.DataFrame(np.log(np.clip(scores.probabilities, 1e-12, 1))).groupby(records).mean()
+    truth: Any = pd.Series(scores.truth).groupby(records).first()
+    voted = softmax(np.asarray(log_p), axis=1)
+    accuracy = float((voted.argmax(1) == truth.to_numpy()).mean())
+    alone = float((scores.probabilities.argmax(1) == scores.truth).mean())
+    found = confusion(ClassScores(scores.classes, truth.to_numpy(), voted, pd.DataFrame({"record": truth.index})))
+    caption = (
+        f"{accuracy:.1%} of {len(truth):,} records are right, of their {len(frame):,} windows alone {alone:.1%}. "
+        "A record's class is the one with the largest mean log-probability over its windows."
+    )
+    return [Section("Confusion of records", html=found.html, figure=found.figure, caption=caption, alt=found.alt)]
 
 
 def row_scores(predictions: pd.DataFrame | None) -> tuple[str, Any] | None:

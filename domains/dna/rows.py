@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from longseq.domains.base import Rows
+from longseq.domains.dna.record_windows import RecordWindows
 from longseq.domains.dna.sequences import SequenceStore
 from longseq.domains.dna.tokenizer import NucleotideTokenizer, reverse_complement_ids
 from longseq.domains.dna.windows import GenomeWindows
@@ -46,7 +47,21 @@ class SequenceRows(Rows):
             ids = ids[start : start + self.max_length]
         if self.augment and row_generator(self.seed, self.epoch, index).random() < 0.5:
             ids = reverse_complement_ids(ids)
-        return {"ids": ids, "label": None if self._labels is None else self._labels[index], "index": index}
+        row = {"ids": ids, "label": None if self._labels is None else self._labels[index], "index": index}
+        if isinstance(self.store, RecordWindows):
+            row["record"] = int(self.store.records[index])
+        return row
+
+
+class RowIds:
+    """The ids of labelled rows, cropped as those are, in the place of a genome's windows."""
+
+    def __init__(self, rows: SequenceRows) -> None:
+        self.rows = rows
+        self.lengths = rows.lengths
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.rows[index]["ids"]
 
 
 class WindowRows(Rows):
@@ -56,7 +71,7 @@ class WindowRows(Rows):
     of those 80 % are hidden, 10 % replaced by a random base, 10 % left. N is never a target.
 
     Args:
-        store: the windows.
+        store: the windows, or the ids of other rows.
         seed: of augmentation and masks.
         augment: reverse-complement half of the windows.
         mask_fraction: share of the bases that are targets of a masked model; None for a causal one.
@@ -65,7 +80,7 @@ class WindowRows(Rows):
 
     def __init__(
         self,
-        store: GenomeWindows,
+        store: GenomeWindows | RowIds,
         *,
         seed: int,
         augment: bool = False,

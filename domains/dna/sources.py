@@ -7,10 +7,11 @@ header line, or a table of ids and labels.
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +19,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from longseq.domains.dna.bed import has_interval_columns, interval_names, intervals, read_bed
+from longseq.domains.dna.bad_rows import BadRows
+from longseq.domains.dna.bed import has_interval_columns, interval_names, intervals, read_bed, usable_intervals
 from longseq.domains.dna.formats import (
     BED_SUFFIXES,
     RECORD_SUFFIXES,
@@ -28,6 +30,7 @@ from longseq.domains.dna.formats import (
     missing_file,
     read_records,
     record_id,
+    sequence_problem,
 )
 from longseq.domains.dna.genome import Genome
 from longseq.domains.dna.labels import check_labels_present, label_text
@@ -64,6 +67,7 @@ class ReadOptions:
     length: int | None = None
     cache_dir: str | Path | None = None
     invalid: str = "error"
+    bad: BadRows = field(default_factory=BadRows)
 
 
 def read_sequences(source: Source, **options: Any) -> SequenceTable:
@@ -75,7 +79,8 @@ def read_sequences(source: Source, **options: Any) -> SequenceTable:
             each is a class); or a dict class -> file(s).
         **options: The fields of `ReadOptions`:
             sequence_column, label_column, id_column: Columns of tables and BED files, by name or by number from 1.
-                A list of label columns gives labels of shape (N, K). label_column=None reads no labels.
+                A list of label columns, a pattern ("tf_*") or a range of numbers ("3-921", "3-") gives labels of shape
+                (N, K). label_column=None reads no labels.
             header: Whether csv and tsv files name their columns in the first line.
             label_pattern: Regular expression on the header line whose group (the one called "label", or the
                 first) is the label.
@@ -86,6 +91,7 @@ def read_sequences(source: Source, **options: Any) -> SequenceTable:
             length: Bases that intervals are resized to around their centre.
             cache_dir: Where the token cache of a compressed genome is kept.
             invalid: "error" refuses characters that are no nucleotide codes, "N" reads them as N.
+            bad: What is done about rows that cannot be used; by default the first is an error.
 
     Returns:
         The sequences in memory (intervals: fetched on demand) with ids, labels as text, and all other columns.
@@ -224,10 +230,21 @@ def _read_table_file(path: Path, settings: ReadOptions) -> SequenceTable:
     def where(i: int) -> str:
         return f"{path}, {word} {lines[i]}"
 
-    labels, label_names = _label_columns(frame, path, settings, where)
+    in_genome = settings.genome is not None and has_interval_columns(frame)
     named = isinstance(settings.sequence_column, int) or settings.sequence_column in frame.columns
+    if settings.bad.skip and (named or not in_genome):
+        column = find_column(frame, settings.sequence_column, path, "sequence", "sequence_column")
+        problems = [sequence_problem(text, settings.invalid) for text in text_column(frame, column, path)]
+        for i, problem in enumerate(problems):
+            if problem:
+                settings.bad.add(f"{where(i)}: {problem}")
+        frame, lines = _chosen(frame, lines, np.array([not problem for problem in problems]), path)
+    elif settings.bad.skip:
+        usable = usable_intervals(interval_names(frame), where, _genome(path, settings), settings.bad)
+        frame, lines = _chosen(frame, lines, usable, path)
+    labels, label_names = _label_columns(frame, path, settings, where)
     sequences: SequenceStore
-    if not named and settings.genome is not None and has_interval_columns(frame):
+    if not named and in_genome:
         sequences, frame = intervals(interval_names(frame), where, _genome(path, settings), settings.length)
     else:
         column = find_column(frame, settings.sequence_column, path, "sequence", "sequence_column")
@@ -245,11 +262,24 @@ def _read_bed_file(path: Path, settings: ReadOptions) -> SequenceTable:
     def where(i: int) -> str:
         return f"{path}, line {lines[i]}"
 
+    if settings.bad.skip:
+        usable = usable_intervals(interval_names(frame), where, _genome(path, settings), settings.bad)
+        frame, lines = _chosen(frame, lines, usable, path)
     labels, label_names = _label_columns(frame, path, settings, where)
     sequences, frame = intervals(interval_names(frame), where, _genome(path, settings), settings.length)
     names = zip(frame["chrom"], frame["start"], frame["end"], strict=True)
     ids = np.array([f"{chrom}:{start}-{end}" for chrom, start, end in names], dtype=object)
     return _table(path, sequences, ids, labels, label_names, frame, lines, "line")
+
+
+def _chosen(
+    frame: pd.DataFrame, lines: NDArray[np.int64], usable: NDArray[np.bool_], path: Path
+) -> tuple[pd.DataFrame, NDArray[np.int64]]:
+    if not usable.any():
+        raise DataError(
+            f"{path}: none of its {len(frame)} rows can be used; data.on_bad=error says what is wrong with the first"
+        )
+    return pd.DataFrame(frame[usable]).reset_index(drop=True), lines[usable]
 
 
 def _genome(path: Path, settings: ReadOptions) -> Genome:
@@ -264,6 +294,9 @@ def _label_columns(
     wanted = settings.label_column
     if wanted is None:
         return None, ()
+    several = _several_columns(frame, wanted)
+    if several:
+        wanted = several
     if isinstance(wanted, str | int):
         # The default name may be absent where labels are not required; any other must be found.
         if wanted == "label" and settings.labels == "optional" and "label" not in frame.columns:
@@ -273,13 +306,32 @@ def _label_columns(
     columns = tuple(find_column(frame, name, path, "label", "label_column") for name in wanted)
     if not columns:
         return None, ()
-    labels = np.stack([label_text(frame[column]) for column in columns], axis=1)
-    check_labels_present(labels, where, columns)
+    labels = _label_block(frame, columns)
+    if not settings.bad.skip:
+        check_labels_present(labels, where, columns)
     return labels, columns
 
 
+def _label_block(frame: pd.DataFrame, columns: tuple[str, ...]) -> NDArray[Any]:
+    cells = frame[list(columns)].to_numpy(dtype=object)
+    # Hundreds of columns of 0 and 1 need no look at each.
+    if set(pd.unique(cells.ravel())) <= {"0", "1"}:
+        return cells
+    return np.stack([label_text(frame[column]) for column in columns], axis=1)
+
+
+def _several_columns(frame: pd.DataFrame, wanted: Any) -> list[str]:
+    """The columns that a pattern such as tf_* or a range such as 3-921 names; none for anything else."""
+    names = [str(column) for column in frame.columns]
+    if not isinstance(wanted, str) or wanted in names:
+        return []
+    if span := re.fullmatch(r"(\d+)-(\d*)", wanted):
+        return names[int(span[1]) - 1 : int(span[2]) if span[2] else None]
+    return fnmatch.filter(names, wanted) if glob.has_magic(wanted) else []
+
+
 def _read_record_file(path: Path, settings: ReadOptions) -> SequenceTable:
-    sequences, headers = read_records(path, invalid=settings.invalid)
+    sequences, headers = read_records(path, invalid=settings.invalid, bad=settings.bad)
     ids = np.array([record_id(header) for header in headers], dtype=object)
     lines = np.arange(1, len(headers) + 1)
     frame = pd.DataFrame({"header": headers})

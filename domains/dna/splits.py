@@ -21,6 +21,7 @@ from longseq.domains.dna.sources import SPLIT_NAMES
 from longseq.domains.dna.tables import find_column
 from longseq.domains.dna.tokenizer import reverse_complement_ids
 from longseq.domains.dna.windows import Region
+from longseq.domains.loading import cut, in_fold
 from longseq.errors import DataError
 
 
@@ -113,6 +114,11 @@ def split_by_group(table: SequenceTable, column: str, val_fraction: float, test_
     sizes = np.bincount(codes, minlength=len(groups))
     order = list(np.random.default_rng(seed).permutation(len(groups)))
     part_of_group = np.zeros(len(groups), dtype=np.int64)
+    if in_fold():
+        for i, chosen in enumerate(cut(np.array(order), val_fraction, test_fraction)):
+            part_of_group[chosen] = (1, 2, 0)[i]
+        rows = [np.flatnonzero(part_of_group[codes] == i) for i in range(3)]
+        return _checked(table, rows[0], rows[1], rows[2], f"by group {name!r}, fold of groups, seed {seed}")
     for part, fraction in ((2, test_fraction), (1, val_fraction)):
         taken = 0
         # The last group is left for train.
@@ -145,6 +151,8 @@ def split_random(table: SequenceTable, val_fraction: float, test_fraction: float
     order = np.argsort(place, kind="stable")
     n_test, n_val = (round(fraction * len(table)) for fraction in (test_fraction, val_fraction))
     test, val, train = np.split(order, [n_test, n_test + n_val])
+    if in_fold():
+        val, test, train = cut(order, val_fraction, test_fraction)
     kind = "stratified at random" if stratified else "at random"
     return _checked(table, np.sort(train), np.sort(val), np.sort(test), f"{kind}, seed {seed}")
 

@@ -1,6 +1,6 @@
 """Reads a user's series, or the embedded demo data, and gives batches of windows in original units."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +32,7 @@ from longseq.domains.timeseries.parts import (
     predict_rows,
     span_rows,
 )
+from longseq.domains.timeseries.prediction_series import check_model, model_options, model_scale, read_unlabelled
 from longseq.domains.timeseries.series import SeriesSet, measure_scale
 from longseq.domains.timeseries.sources import Source, read_series
 from longseq.domains.timeseries.splits import split_series
@@ -352,6 +353,36 @@ class SeriesData(DomainData):
             self.counts["split"] = f"{taken} drawn from train at random, every class in proportion"
         return found
 
+    # -- predicting
+
+    @classmethod
+    def options_of(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        return model_options(config)
+
+    def setup_predict(self, config: Mapping[str, Any]) -> None:
+        """Reads `data.predict` alone: forecasts begin behind its ends; what is missing is filled in; labels are not needed."""
+        source = self.sources["predict"]
+        if source is None:
+            raise ConfigError("data.predict must name the series to predict: a file, a folder, a list or a pattern")
+        if self.task_name == "classification":
+            self.labels = list(config.get("labels", []))
+            part = read_unlabelled(
+                source, self.read_options, self.counts, self.label_column, self.labels, self.tokenizer.lookback
+            )
+            self.splits["predict"] = LabelledRows(part, None)
+            return
+        series = read_series(source, self.read_options)
+        self.counts |= series.counts
+        check_model(series, config, self.task_name)
+        self.season = self.season or series.frequency.season
+        # The scale is the model's own: scores of different files mean the same.
+        part = Part(series, model_scale(series, config), 0 * series.lengths, series.lengths)
+        if self.task_name == "forecasting":
+            self.splits["predict"] = predict_rows(series, self.window_options)
+        else:
+            self.splits["predict"] = span_rows(part, "predict", self.window_options, self.counts, **{**self.spans, "hide": 0.0})
+        self.parts["predict"] = part
+
     # -- what the model and the report need
 
     def _part(self) -> Part:
@@ -521,7 +552,12 @@ class SeriesData(DomainData):
         if isinstance(rows, LabelledRows):
             return {"id": [rows.series.where[i] for i in index]}
         assert isinstance(rows, WindowRows)
-        return window_names(rows, index, self.horizon, self.task_name, self._targets(split))
+        names = window_names(rows, index, self.horizon, self.task_name, self._targets(split))
+        if split != "predict":
+            return names
+        # The names that forecasting tools share.
+        own = {"id": self.read_options.id_column, "time": self.read_options.time_column or "ds"}
+        return {own.get(name, name): values for name, values in names.items()}
 
     def _targets(self, split: str) -> list[str]:
         series = self.parts[split].series

@@ -88,6 +88,7 @@ def build_caduceus(
     d_model: int,
     n_layers: int,
     rcps: bool = True,
+    exchange: bool = True,
     d_state: int = 16,
     d_conv: int = 4,
     expand: int = 2,
@@ -105,6 +106,8 @@ def build_caduceus(
         n_layers: number of layers.
         rcps: exact equivariance to the reverse complement (PS); without it the network sees one strand (Ph), and is
             trained with reverse-complement augmentation.
+        exchange: with `rcps`, the strands change places between the layers, as in the published checkpoints (their
+            fused_add_norm=true); False is the wiring of fused_add_norm=false.
         d_state: states of each channel and direction.
         d_conv: taps of the short convolutions.
         expand: inner width over the strand's width.
@@ -143,4 +146,4 @@ def build_caduceus(
         drop_path=drop_path,
         gradient_checkpointing=gradient_checkpointing,
     )
-    return ReverseComplement(stack) if rcps else stack
+    return ReverseComplement(stack, exchange=exchange) if rcps else stack

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from longseq.backbone import Mixer, State, zero_padding
 from longseq.layers.compaction import Compaction
 from longseq.layers.segments import find_segments, pack, segment_mask, unpack
+from longseq.ops.tracing import is_exporting
 from longseq.registry import register_backbone
 
 
@@ -75,7 +76,7 @@ class GRU(Mixer):
         return compaction.to_place(y_BLD), state
 
     def _recur(self, x_BLD: Tensor, h_BD: Tensor) -> tuple[Tensor, Tensor]:
-        if torch.compiler.is_exporting():
+        if is_exporting():
             return self._traceable(x_BLD, h_BD)
         y_BLD, h_1BD = self.gru(x_BLD, h_BD.unsqueeze(0))
         return y_BLD, h_1BD.squeeze(0)

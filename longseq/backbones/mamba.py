@@ -45,7 +45,7 @@ class MambaMixer(SelectiveSSM, Mixer):
         bias: biases in the input and output projections.
         bcdt_norm: root-mean-square norms without weights on the step sizes' low-rank form, B and C, as FalconMamba has.
         bcdt_norm_eps: added to the mean square there.
-        implementation: of the scan and the convolution: `auto`, `reference`, `chunked` or `triton`.
+        implementation: of the scan and the convolution: `auto`, `reference`, `chunked`, `cpu` or `triton`.
 
     Cost: O(L d_model (d_model + d_state)) time, O(L d_model) memory; a step costs the same at every position.
 

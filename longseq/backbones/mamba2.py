@@ -5,6 +5,7 @@ https://arxiv.org/abs/2405.21060. The parameters carry the published names: in_p
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -68,9 +69,10 @@ class Mamba2Mixer(Mixer):
         dt_min: smallest initial step size.
         dt_max: largest initial step size.
         dt_init_floor: no initial step size is smaller.
+        dt_limit: smallest and largest step size at any position, (low, high); a high of None, or None, is no limit.
         bias: biases in the input and output projections.
         conv_bias: a bias in the convolution.
-        norm_eps: of the gated norm.
+        norm_eps: of the gated norm; given to `create_backbone`, of those between the layers too.
         chunk_size: positions per chunk of the operator.
         implementation: of the operator and the convolution: `auto`, `reference`, `chunked` or `triton`.
 
@@ -98,6 +100,7 @@ class Mamba2Mixer(Mixer):
         dt_min: float = 1e-3,
         dt_max: float = 1e-1,
         dt_init_floor: float = 1e-4,
+        dt_limit: Sequence[float | None] | None = None,
         bias: bool = False,
         conv_bias: bool = True,
         norm_eps: float = 1e-5,
@@ -112,6 +115,7 @@ class Mamba2Mixer(Mixer):
         self.n_heads = self.d_inner // head_dim
         self.chunk_size = chunk_size
         self.implementation: Implementation = implementation
+        self.dt_limit = None if dt_limit is None else _limits(dt_limit)
         self.d_mixed = self.d_inner + 2 * n_groups * d_state
         self.in_proj = nn.Linear(d_model, self.d_inner + self.d_mixed + self.n_heads, bias=bias)
         # Its parameters are used, its forward is not: the operator has a state, masks and segments.
@@ -163,8 +167,9 @@ class Mamba2Mixer(Mixer):
         if self.conv1d.bias is not None:
             conv_BE = conv_BE + self.conv1d.bias.to(dtype)
         x_BHP, B_BGN, C_BGN = self._split_mixed(F.silu(conv_BE).to(mixed_BE.dtype))
+        dt_BH, bias_H = self._limited(dt_BH)
         y_BHP, ssm_BHPN = ssd_step(
-            x_BHP, dt_BH, self._rates(), B_BGN, C_BGN, self.D, self.dt_bias, dt_softplus=True, state_BHPN=state["ssm"]
+            x_BHP, dt_BH, self._rates(), B_BGN, C_BGN, self.D, bias_H, dt_softplus=bias_H is not None, state_BHPN=state["ssm"]
         )
         y_BD = self.out_proj(self.norm(y_BHP.flatten(-2), z_BE))
         return y_BD, {"conv": window_BKE[:, 1:], "ssm": ssm_BHPN}
@@ -182,6 +187,7 @@ class Mamba2Mixer(Mixer):
             implementation=self.implementation,
         )
         x_BLHP, B_BLGN, C_BLGN = self._split_mixed(mixed_BLE)
+        dt_BLH, bias_H = self._limited(dt_BLH)
         y_BLHP, ssm_BHPN = ssd(
             x_BLHP,
             dt_BLH,
@@ -189,8 +195,8 @@ class Mamba2Mixer(Mixer):
             B_BLGN,
             C_BLGN,
             self.D,
-            self.dt_bias,
-            dt_softplus=True,
+            bias_H,
+            dt_softplus=bias_H is not None,
             initial_state_BHPN=None if state is None else state["ssm"],
             mask_BL=mask_BL,
             segment_ids_BL=segment_ids_BL,
@@ -211,5 +217,20 @@ class Mamba2Mixer(Mixer):
         groups = (self.n_groups, self.d_state)
         return x.unflatten(-1, (self.n_heads, self.head_dim)), B.unflatten(-1, groups), C.unflatten(-1, groups)
 
+    def _limited(self, dt: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the operator gets as step sizes, and the bias that it is to add before its softplus; None if both are done."""
+        if self.dt_limit is None:
+            return dt, self.dt_bias
+        # In float32: in 16 bits the bias, about -5, would round step sizes by a few per cent.
+        wide = torch.promote_types(dt.dtype, torch.float32)
+        return F.softplus(dt.to(wide) + self.dt_bias.to(wide)).clamp(*self.dt_limit), None
+
     def _rates(self) -> Tensor:
         return -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
+
+
+def _limits(dt_limit: Sequence[float | None]) -> tuple[float, float]:
+    low, high = (math.inf if limit is None else float(limit) for limit in dt_limit)
+    if len(dt_limit) != 2 or not 0.0 <= low <= high or low == math.inf:
+        raise ValueError(f"dt_limit must be (low, high) with 0 <= low <= high, found {tuple(dt_limit)}")
+    return low, high

@@ -38,6 +38,8 @@ class SaShiMi(Backbone):
         pool: p of each pooling, from the full resolution on; empty for no pooling.
         expand: by how much the width grows with each pooling.
         unet: layers on the way down too, which helps where nothing is generated.
+        skips: add each resolution's input to what its layers make of it, and nothing before the first coarse position is
+            known, as in the published checkpoints; not with `unet`.
         mixer: a causal registered backbone made of layers.
         mixer_options: its own options.
         d_state: the mixer's; None for its default.
@@ -63,6 +65,7 @@ class SaShiMi(Backbone):
         pool: Sequence[int] = (4, 4),
         expand: int = 2,
         unet: bool = False,
+        skips: bool = False,
         mixer: str = "s4d",
         mixer_options: dict[str, Any] | None = None,
         d_state: int | None = None,
@@ -72,19 +75,21 @@ class SaShiMi(Backbone):
         super().__init__()
         if any(p < 1 for p in pool) or expand < 1:
             raise ValueError(f"pool={list(pool)} and expand={expand}: expected whole numbers of 1 or more")
+        if unet and skips:
+            raise ValueError("skips=true belongs to the form without layers on the way down: set unet=false")
         self.d_model, self.pool = d_model, tuple(pool)
         widths = [d_model * expand**i for i in range(len(pool) + 1)]
         own = {**({} if d_state is None else {"d_state": d_state}), **(mixer_options or {})}
 
         def layers(width: int) -> "Layers":
             mixers = [create_mixer(mixer, width, n_layers=n_layers, layer_index=i, **own) for i in range(n_layers)]
-            return Layers([Block(m, width, "layer", 1e-5, True, mlp_ratio, "gelu", dropout, 0.0) for m in mixers])
+            return Layers([Block(m, width, "layer", 1e-5, True, mlp_ratio, "gelu", dropout, 0.0) for m in mixers], skips)
 
         # From the coarsest resolution outwards.
         inner: Layers | Resolution = layers(widths[-1])
         for i in reversed(range(len(pool))):
             inner = Resolution(
-                widths[i], widths[i + 1], pool[i], layers(widths[i]) if unet else Layers([]), inner, layers(widths[i])
+                widths[i], widths[i + 1], pool[i], layers(widths[i]) if unet else Layers([]), inner, layers(widths[i]), skips
             )
         self.outer = inner
         self.final_norm = build_norm("layer", d_model)
@@ -146,16 +151,19 @@ class SaShiMi(Backbone):
 class Layers(nn.Module):
     """Residual blocks one after the other, at one resolution."""
 
-    def __init__(self, blocks: Sequence[Block]) -> None:
+    def __init__(self, blocks: Sequence[Block], skip: bool = False) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
+        # Around all of them at once, beside the residual of each.
+        self.skip = skip
 
     def forward(self, x_BLD: Tensor, length: int) -> Tensor:
         """Whole rows."""
         del length
+        input_BLD = x_BLD
         for block in self.blocks:
             x_BLD = block(x_BLD)
-        return x_BLD
+        return x_BLD + input_BLD if self.skip else x_BLD
 
     def init_state(self, batch_size: int) -> State:
         """The mixers' states."""
@@ -163,12 +171,12 @@ class Layers(nn.Module):
 
     def forward_chunk(self, x_BLD: Tensor, state: State, mask_BL: Tensor | None) -> tuple[Tensor, State]:
         """The next positions; padding stands behind the real ones."""
-        states = []
+        states, input_BLD = [], x_BLD
         for block, old in zip(self.blocks, state, strict=True):
             assert isinstance(block, Block)
             x_BLD, new = block.forward_chunk(x_BLD, old, mask_BL)
             states.append(new)
-        return x_BLD, states
+        return (x_BLD + input_BLD if self.skip else x_BLD), states
 
 
 class Resolution(nn.Module):
@@ -181,11 +189,21 @@ class Resolution(nn.Module):
         before: layers before pooling.
         inner: the coarser resolution, or plain layers.
         after: layers after the detour is added.
+        late_bias: nothing comes from `up` before a coarse position is known; else its bias does.
     """
 
-    def __init__(self, width: int, inner_width: int, pool: int, before: Layers, inner: nn.Module, after: Layers) -> None:
+    def __init__(
+        self,
+        width: int,
+        inner_width: int,
+        pool: int,
+        before: Layers,
+        inner: nn.Module,
+        after: Layers,
+        late_bias: bool = False,
+    ) -> None:
         super().__init__()
-        self.pool = pool
+        self.pool, self.late_bias = pool, late_bias
         self.down = nn.Linear(pool * width, inner_width)
         self.up = nn.Linear(inner_width, pool * width)
         self.before, self.inner, self.after = before, inner, after
@@ -195,9 +213,9 @@ class Resolution(nn.Module):
         x_BLD = self.before(x_BLD, length)
         coarse_BGD = self.inner(self.down(x_BLD.unflatten(1, (length // self.pool, self.pool)).flatten(2)), length // self.pool)
         # A group's coarse position is known at its end, so the next group is the first to get it.
-        late_BGD = F.pad(coarse_BGD, (0, 0, 1, 0)).narrow(1, 0, length // self.pool)
-        detour_BLD = self.up(late_BGD).unflatten(2, (self.pool, -1)).flatten(1, 2)
-        return self.after(x_BLD + detour_BLD, length)
+        late_BGD = F.pad(self.up(coarse_BGD) if self.late_bias else coarse_BGD, (0, 0, 1, 0)).narrow(1, 0, length // self.pool)
+        spread_BGD = late_BGD if self.late_bias else self.up(late_BGD)
+        return self.after(x_BLD + spread_BGD.unflatten(2, (self.pool, -1)).flatten(1, 2), length)
 
     def init_state(self, batch_size: int) -> State:
         """States of all layers, the positions of the group that is not full yet, and the last coarse output."""
@@ -211,6 +229,8 @@ class Resolution(nn.Module):
             "waiting": torch.zeros(batch_size, self.pool - 1, width, dtype=dtype, device=weight.device),
             "n_waiting": torch.zeros(batch_size, dtype=torch.long, device=weight.device),
             "coarse": torch.zeros(batch_size, self.up.in_features, dtype=dtype, device=weight.device),
+            # Whether a coarse position is known yet.
+            **({"started": torch.zeros(batch_size, dtype=torch.long, device=weight.device)} if self.late_bias else {}),
         }
 
     def forward_chunk(self, x_BLD: Tensor, state: State, mask_BL: Tensor | None) -> tuple[Tensor, State]:
@@ -219,7 +239,12 @@ class Resolution(nn.Module):
         groups = Groups(x_BLD, state["waiting"], state["n_waiting"], mask_BL, self.pool)
         coarse_BGD, inner = self._run_inner(groups, state["inner"])
         known_BGD = torch.cat((state["coarse"].to(x_BLD.dtype).unsqueeze(1), coarse_BGD), dim=1)
-        detour_BLD = groups.own_places(self.up(known_BGD).unflatten(2, (self.pool, -1)).flatten(1, 2))
+        up_BGD = self.up(known_BGD)
+        if self.late_bias:
+            # The first column is what was known before this chunk.
+            first_B11 = state["started"].to(up_BGD.dtype)[:, None, None]
+            up_BGD = torch.cat((up_BGD[:, :1] * first_B11, up_BGD[:, 1:]), dim=1)
+        detour_BLD = groups.own_places(up_BGD.unflatten(2, (self.pool, -1)).flatten(1, 2))
         y_BLD, after = self.after.forward_chunk(x_BLD + detour_BLD, state["after"], mask_BL)
         last_B11 = groups.n_full_B[:, None, None].expand(-1, 1, known_BGD.shape[2])
         new = {
@@ -230,6 +255,8 @@ class Resolution(nn.Module):
             "n_waiting": groups.n_rest_B,
             "coarse": known_BGD.gather(1, last_B11).squeeze(1).to(state["coarse"].dtype),
         }
+        if self.late_bias:
+            new["started"] = torch.where(groups.n_full_B > 0, torch.ones_like(state["started"]), state["started"])
         return y_BLD, new
 
     def _run_inner(self, groups: "Groups", state: State) -> tuple[Tensor, State]:

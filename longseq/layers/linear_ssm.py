@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from longseq.layers.gated_output import GatedOutput
 from longseq.layers.hippo import log_uniform
 from longseq.layers.marks import mark
-from longseq.ops.diagonal_ssm.blocks import ChunkOperators
+from longseq.ops.diagonal_ssm.blocks import ChunkOperators, run_chunks
 from longseq.ops.diagonal_ssm.lti import run_lti
 
 # Published rate of the recurrence's parameters: faster training makes it unstable, decay pulls it from its spectrum.
 SSM_LR = 1e-3
 # Chunk of materialized operators; that which a traced graph of any length uses.
 MATERIALIZED_CHUNK = 256
+# Lengths of chunks whose operators are kept for the next one of the same length.
+HELD = 8
 
 
 class Continuous(NamedTuple):
@@ -87,6 +89,8 @@ class LinearSSM(nn.Module):
         self.D = mark(nn.Parameter(torch.randn(d_model)), weight_decay=0.0)
         self.output = GatedOutput(d_model, inner_dropout, tie_dropout)
         self.materialized: list[str] = []
+        self._held: dict[int, ChunkOperators] = {}
+        self._held_for: tuple[object, ...] = ()
 
     @abstractmethod
     def run(
@@ -144,11 +148,39 @@ class LinearSSM(nn.Module):
 
     def forward_chunk(self, x_BLD: Tensor, state: Tensor, mask_BL: Tensor | None = None) -> tuple[Tensor, Tensor]:
         self._check_causal()
-        y_BLD, state = self.run(x_BLD, 0, state, mask_BL, None)
+        if mask_BL is None and self._may_hold(x_BLD):
+            y_BLD, state = self._run_held(x_BLD, state)
+        else:
+            y_BLD, state = self.run(x_BLD, 0, state, mask_BL, None)
         return self.output(y_BLD), state
+
+    def _may_hold(self, x_BLD: Tensor) -> bool:
+        """Whether operators can be kept from chunk to chunk: streams of short ones, outside of training."""
+        plain = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        # Autocast would lower the products; tensors made in inference mode do not say whether they were changed.
+        plain &= not torch.is_autocast_enabled(x_BLD.device.type) and not self.C.is_inference()
+        return plain and x_BLD.shape[1] <= self.chunk_size and x_BLD.dtype != torch.float64
+
+    def _run_held(self, x_BLD: Tensor, state_BDN2: Tensor) -> tuple[Tensor, Tensor]:
+        """The model over one chunk, whose operators are made once per length and set of parameters."""
+        made_for = (self.rate, self.C.device, *((id(p), p._version) for p in self.parameters(recurse=False)))
+        if made_for != self._held_for:
+            self._held, self._held_for = {}, made_for
+        length = x_BLD.shape[1]
+        if length not in self._held:
+            if len(self._held) >= HELD:
+                self._held.pop(next(iter(self._held)))
+            self._held[length] = self.chunk_operators(0, length)
+        operators = self._held[length]
+        y_BLD, states_DBcM = run_chunks(x_BLD, operators, state_BDN2.to(operators.taps_DT.dtype).flatten(2))
+        y_BLD = y_BLD + self.D.to(y_BLD.dtype) * x_BLD.to(y_BLD.dtype)
+        return y_BLD.to(x_BLD.dtype), states_DBcM[:, :, -1].transpose(0, 1).unflatten(2, (-1, 2))
 
     def step(self, x_BD: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         self._check_causal()
+        if self._may_hold(x_BD.unsqueeze(1)):
+            y_B1D, state = self._run_held(x_BD.unsqueeze(1), state)
+            return self.output(y_B1D[:, 0]), state
         y_BD, state = self.run_step(x_BD, state)
         return self.output(y_BD), state
 

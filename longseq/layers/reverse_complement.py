@@ -22,6 +22,8 @@ class ReverseComplement(Backbone):
         inner: the network of one strand: a `Stack`, whose blocks then exchange the strands, or any other `Backbone` or
             `Mixer`, which sees the strands once each, without exchange.
         strand_width: the width of `inner`; taken from its `d_model` if left out.
+        exchange: whether the strands change places before the blocks of a `Stack`; without, each passes through the whole
+            stack by itself, which is the wiring of the paper's equations.
 
     Attributes:
         d_model: the width in and out, both strands together: twice that of `inner`.
@@ -37,9 +39,11 @@ class ReverseComplement(Backbone):
 
     causal = False
     can_step = False
+    reverse_complement = True
 
-    def __init__(self, inner: Mixer, strand_width: int | None = None) -> None:
+    def __init__(self, inner: Mixer, strand_width: int | None = None, *, exchange: bool = True) -> None:
         super().__init__()
+        self.exchange = exchange
         width = getattr(inner, "d_model", None) if strand_width is None else strand_width
         if not isinstance(width, int):
             raise ValueError(f"{type(inner).__name__} does not say its d_model: give strand_width, its width in and out")
@@ -55,7 +59,7 @@ class ReverseComplement(Backbone):
         strands = torch.cat([first_BLD, order.reverse(second_BLD).flip(-1)])
         both = None if mask_BL is None else torch.cat([mask_BL, mask_BL])
         both_ids = None if segment_ids_BL is None else torch.cat([segment_ids_BL, segment_ids_BL])
-        if isinstance(self.inner, Stack):
+        if isinstance(self.inner, Stack) and self.exchange:
             strands = self._run_stack(self.inner, strands, both, both_ids, order)
         else:
             strands = self.inner(strands, both, both_ids)

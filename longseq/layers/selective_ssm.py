@@ -29,7 +29,7 @@ class SelectiveSSM(nn.Module):
         dt_max: largest first step size.
         dt_init_floor: no first step size is smaller.
         conv_bias: whether the convolution has a bias.
-        implementation: of the scan and the convolution: `auto`, `reference`, `chunked` or `triton`.
+        implementation: of the scan and the convolution: `auto`, `reference`, `chunked`, `cpu` or `triton`.
 
     Raises:
         ValueError: for sizes below 1 or step sizes out of order.

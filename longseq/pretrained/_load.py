@@ -1,7 +1,8 @@
 """Loading a published checkpoint into a model: everything is checked before the first weight is copied."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longseq.backbone import Backbone
 from longseq.errors import CheckpointError
 from longseq.model import SequenceModel, build_model
 from longseq.pretrained._formats import Format, choose_format, get_format
@@ -17,6 +19,11 @@ from longseq.pretrained._renames import Renaming
 from longseq.pretrained._report import KeyReport
 from longseq.pretrained._sources import Checkpoint, find_checkpoint
 from longseq.pretrained._weights import read_weights
+from longseq.registry import create_backbone
+
+# From the checkpoint's config and its backbone: the config of the model to build, and shell patterns of its parameters that
+# start anew whatever the file holds.
+Adapt = Callable[[dict[str, Any], Backbone], tuple[dict[str, Any], Sequence[str]]]
 
 
 def load_pretrained(
@@ -47,34 +54,118 @@ def load_pretrained(
 
     Cost: the file's size in memory, beside the model's.
     """
+    head = options.pop("head", None)
+    opened = open_pretrained(source, revision=revision, format=format, options=options)
+
+    def adapt(config: dict[str, Any], backbone: Backbone) -> tuple[dict[str, Any], Sequence[str]]:
+        del backbone
+        return (config if head is None else {**config, "head": dict(head)}), ()
+
+    left = {key: value for key, value in options.items() if key not in opened.options}
+    return build_opened(opened, adapt, allow_missing=allow_missing, keep_head=head is None, options=left)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint that was read and described, and not yet built.
+
+    Attributes:
+        checkpoint: where it stands.
+        weights: its tensors, by their published names.
+        format: the format's name.
+        options: the format's own, defaults included.
+        config: of the model that it describes: `embedding`, `backbone`, `head`, and what a model of ours says of its task.
+    """
+
+    checkpoint: Checkpoint
+    weights: dict[str, Tensor]
+    format: str
+    options: dict[str, Any]
+    config: dict[str, Any]
+
+
+def open_pretrained(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    format: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Opened:
+    """Reads a checkpoint and says what network it describes; nothing is built yet.
+
+    Args:
+        source: see `load_pretrained`.
+        revision: of the hub.
+        format: skips the detection.
+        options: of the format; others are left alone.
+
+    Raises:
+        CheckpointError: if there is none, it cannot be read or trusted, or its tokenizer is not that of its format.
+    """
     register_modules()
     checkpoint = find_checkpoint(source, revision)
     weights = read_weights(checkpoint.files)
     name = format or choose_format(checkpoint.name, checkpoint.config, weights)
     chosen = get_format(name)
     _check_vocabulary(checkpoint, chosen, name)
-    head = options.pop("head", None)
-    own = {key: options.pop(key, default) for key, default in chosen.OPTIONS.items()}
+    own = {key: (options or {}).get(key, default) for key, default in chosen.OPTIONS.items()}
     with _strangers_file(checkpoint):
         config = chosen.model_config(checkpoint.config, weights, own)
-    config["backbone"] = {**config["backbone"], **options}
     config["pretrained"] = {"source": checkpoint.name, "format": name, **({"revision": revision} if revision else {})}
-    if head is not None:
-        config["head"] = dict(head)
+    return Opened(checkpoint, weights, name, own, config)
+
+
+def build_opened(
+    opened: Opened,
+    adapt: Adapt,
+    *,
+    allow_missing: Sequence[str] = (),
+    keep_head: bool = True,
+    options: Mapping[str, Any] | None = None,
+) -> tuple[SequenceModel, KeyReport]:
+    """The model of an opened checkpoint, which may differ from the published one outside its backbone.
+
+    Args:
+        opened: may be built several times.
+        adapt: gets the config and the backbone built from it; returns the config of the model to build around that
+            backbone, and shell patterns of parameters that keep their fresh values.
+        allow_missing: see `load_pretrained`.
+        keep_head: False takes the file's head only if all of its tensors fit the model's.
+        options: of the backbone, over those of the config.
+
+    Returns:
+        The model, in evaluation mode, and the report.
+
+    Raises:
+        CheckpointError: see `load_pretrained`; what `adapt` raises goes through.
+        TypeError: for an option that the backbone does not have.
+    """
+    checkpoint, chosen = opened.checkpoint, get_format(opened.format)
+    config = {**opened.config, "backbone": {**opened.config["backbone"], **(options or {})}}
     try:
-        model = build_model(config)
+        backbone = create_backbone(**config["backbone"])
     except (ValueError, TypeError) as error:
         if isinstance(error, TypeError) and options:
             raise
-        raise CheckpointError(f"{checkpoint.name}: its config describes no network that can be built: {error}") from error
+        raise _cannot_be_built(checkpoint, error) from error
+    config, fresh = adapt(config, backbone)
+    try:
+        model = build_model(config, backbone)
+    except (ValueError, TypeError) as error:
+        raise _cannot_be_built(checkpoint, error) from error
     with _strangers_file(checkpoint):
-        renaming = chosen.rename(weights, checkpoint.config, own)
-    report = KeyReport(checkpoint.name, name, dropped=renaming.dropped, notes=renaming.notes)
-    if head is not None:
+        renaming = chosen.rename(opened.weights, checkpoint.config, opened.options)
+    report = KeyReport(checkpoint.name, opened.format, dropped=renaming.dropped, notes=renaming.notes)
+    _drop_fresh(renaming, fresh)
+    if not keep_head:
         _drop_other_head(model, renaming)
-    tensors = _fit(model, renaming, report, allow_missing)
+    tensors = _fit(model, renaming, report, allow_missing, fresh)
     model.load_state_dict(tensors, strict=False)
     return model.eval(), report
+
+
+def _cannot_be_built(checkpoint: Checkpoint, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{checkpoint.name}: no network can be built from its config and the options: {error}")
 
 
 @contextmanager
@@ -91,7 +182,9 @@ def _strangers_file(checkpoint: Checkpoint) -> Iterator[None]:
         ) from error
 
 
-def _fit(model: SequenceModel, renaming: Renaming, report: KeyReport, allow_missing: Sequence[str]) -> dict[str, Tensor]:
+def _fit(
+    model: SequenceModel, renaming: Renaming, report: KeyReport, allow_missing: Sequence[str], fresh: Sequence[str] = ()
+) -> dict[str, Tensor]:
     """What to copy; fills the report, or raises before anything is copied."""
     own = model.state_dict()
     tensors = dict(renaming.tensors)
@@ -112,7 +205,7 @@ def _fit(model: SequenceModel, renaming: Renaming, report: KeyReport, allow_miss
             report.matched.append(name)
         else:
             report.renamed[name] = renaming.sources[name]
-    absent = _place_absent(own, tensors, renaming, report, allow_missing)
+    absent = _place_absent(own, tensors, renaming, report, allow_missing, fresh)
     problems = (
         ("missing", absent),
         ("of another shape", other),
@@ -125,6 +218,13 @@ def _fit(model: SequenceModel, renaming: Renaming, report: KeyReport, allow_miss
             "belong to different networks, or the file is incomplete (allow_missing=[...] accepts missing parameters)"
         )
     return tensors
+
+
+def _drop_fresh(renaming: Renaming, fresh: Sequence[str]) -> None:
+    """Takes out of the file what is to start anew."""
+    for name in [name for name in renaming.tensors if any(fnmatchcase(name, pattern) for pattern in fresh)]:
+        del renaming.tensors[name]
+        renaming.dropped[renaming.sources.pop(name)] = "the head was replaced" if name.startswith("head.") else "starts anew"
 
 
 def _drop_other_head(model: SequenceModel, renaming: Renaming) -> None:
@@ -151,7 +251,12 @@ def _merge_tied(own: dict[str, Tensor], tensors: dict[str, Tensor], renaming: Re
 
 
 def _place_absent(
-    own: dict[str, Tensor], tensors: dict[str, Tensor], renaming: Renaming, report: KeyReport, allow_missing: Sequence[str]
+    own: dict[str, Tensor],
+    tensors: dict[str, Tensor],
+    renaming: Renaming,
+    report: KeyReport,
+    allow_missing: Sequence[str],
+    fresh: Sequence[str],
 ) -> list[str]:
     """Puts each parameter that the checkpoint lacks where it belongs in the report; returns those that may not be missing."""
     loaded = {own[name].data_ptr(): name for name in tensors if own[name].numel()}
@@ -163,7 +268,7 @@ def _place_absent(
             report.tied[name] = loaded[tensor.data_ptr()]
         elif any(fnmatchcase(name, pattern) for pattern in renaming.computed):
             report.computed[name] = tuple(tensor.shape)
-        elif name.startswith("head."):
+        elif name.startswith("head.") or any(fnmatchcase(name, pattern) for pattern in fresh):
             report.reinitialized[name] = tuple(tensor.shape)
         elif any(fnmatchcase(name, pattern) for pattern in allow_missing):
             report.missing[name] = tuple(tensor.shape)

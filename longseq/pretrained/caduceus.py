@@ -20,12 +20,12 @@ from longseq.pretrained._renames import (
 )
 
 CHECKPOINTS = tuple(
-    PretrainedInfo(f"kuleshov-group/caduceus-{kind}_seqlen-{rest}", "caduceus", "dna", length=length)
+    PretrainedInfo(f"kuleshov-group/caduceus-{kind}_seqlen-{rest}", "caduceus", "dna", parameters, length, "Apache-2.0")
     for kind in ("ph", "ps")
-    for rest, length in (
-        ("131k_d_model-256_n_layer-16", 131072),
-        ("1k_d_model-118_n_layer-4_lr-8e-3", 1024),
-        ("1k_d_model-256_n_layer-4_lr-8e-3", 1024),
+    for rest, length, parameters in (
+        ("131k_d_model-256_n_layer-16", 131072, "7.7M"),
+        ("1k_d_model-118_n_layer-4_lr-8e-3", 1024, "0.47M"),
+        ("1k_d_model-256_n_layer-4_lr-8e-3", 1024, "1.9M"),
     )
 )
 OPTIONS: Options = {}
@@ -47,7 +47,7 @@ def matches(config: Config, keys: Collection[str]) -> bool:
 def model_config(config: Config, weights: Weights, options: Options) -> dict[str, Any]:
     """Sizes, and the wiring of the published weights; the width of PS is that of both strands here."""
     del options
-    _check(config, weights)
+    _check(config)
     rcps, d_model = bool(need(config, "rcps")), need(config, "d_model")
     embedding_VD = find(weights, r"word_embeddings\.(embedding\.)?weight", "token embedding")
     rows = vocabulary(embedding_VD, need(config, "vocab_size"), config.get("pad_vocab_size_multiple", 8))
@@ -59,19 +59,21 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
         "rcps": rcps,
         **{key: layer[key] for key in ("d_state", "d_conv", "expand", "dt_rank") if key in layer},
         "norm_eps": config.get("norm_epsilon", 1e-5),
+        **({"exchange": False} if rcps and _is_unfused(config, weights) else {}),
     }
+    tied = is_tied(embedding_VD, weights, _HEAD, True)
     if not rcps:
-        head = {"name": "token", "n_outputs": rows, "tie": is_tied(embedding_VD, weights, _HEAD, True)}
+        head = {"name": "token", "n_outputs": rows, "tie": tied}
         return {"embedding": {"name": "token", "vocab_size": rows}, "backbone": backbone, "head": head}
     complement = _complement(config, rows)
     return {
         "embedding": {"name": "strand", "vocab_size": rows, "complement": complement},
         "backbone": backbone,
-        "head": {"name": "strand_token", "n_outputs": rows, "complement": complement},
+        "head": {"name": "strand_token", "n_outputs": rows, "complement": complement, "tie": tied},
     }
 
 
-def _check(config: Config, weights: Weights) -> None:
+def _check(config: Config) -> None:
     why = "that variant was not published, and is another network"
     require(config, "bidirectional", (True,), why)
     require(config, "bidirectional_strategy", ("add", None), why)
@@ -80,12 +82,13 @@ def _check(config: Config, weights: Weights) -> None:
     layer = config.get("ssm_cfg") or {}
     require(layer, "bias", (False,), why)
     require(layer, "conv_bias", (True,), why)
-    unfused = any(re.search(r"layers\.\d+\.norm\.submodule\.", name) for name in weights)
-    if config.get("rcps") and (unfused or config.get("fused_add_norm", True) is False):
-        raise CheckpointError(
-            "this PS checkpoint was trained with fused_add_norm=false, where the strands do not change places between the "
-            "layers; only the wiring of the published checkpoints (fused_add_norm=true) is built"
-        )
+
+
+def _is_unfused(config: Config, weights: Weights) -> bool:
+    """Whether each strand goes through the layers by itself; names outweigh the config, which others may have edited."""
+    if any(re.search(r"layers\.\d+\.norm\.submodule\.", name) for name in weights):
+        return True
+    return config.get("fused_add_norm", True) is False
 
 
 def _complement(config: Config, rows: int) -> list[int]:
@@ -102,21 +105,14 @@ def rename(weights: Weights, config: Config, options: Options) -> Renaming:
     rules = [
         (_PREFIX + r"embeddings\.word_embeddings\.embedding\.weight", "embedding.strand.embedding.weight"),
         (_PREFIX + r"embeddings\.word_embeddings\.weight", "embedding.embedding.weight"),
-        (_LAYER + r"norm\.weight", r"backbone.blocks.\1.norm1.weight"),
+        (_LAYER + r"norm\.(?:submodule\.)?weight", r"backbone.blocks.\1.norm1.weight"),
         (_MIXER + r"mamba_(?:fwd|rev)\.(in_proj|out_proj)\.weight", r"backbone.blocks.\1.mixer.\2.weight"),
         (_MIXER + r"mamba_fwd\.(.+)", r"backbone.blocks.\1.mixer.forward_ssm.\2"),
         (_MIXER + r"mamba_rev\.(.+)", r"backbone.blocks.\1.mixer.reverse_ssm.\2"),
-        (_PREFIX + r"norm_f\.weight", "backbone.final_norm.weight"),
+        (_PREFIX + r"norm_f\.(?:submodule\.)?weight", "backbone.final_norm.weight"),
         (_HEAD, "head.projection.weight"),
     ]
     rcps = bool(config.get("rcps"))
     if rcps:
         rules = [(pattern, new.replace("backbone.", "backbone.inner.")) for pattern, new in rules]
-    renaming = rename_keys(weights, rules, [(r".*\.complement_map", "it stands in config.json")])
-    if rcps and "head.projection.weight" not in renaming.tensors and "embedding.strand.embedding.weight" in renaming.tensors:
-        source = renaming.sources["embedding.strand.embedding.weight"]
-        renaming.tensors["head.projection.weight"] = renaming.tensors["embedding.strand.embedding.weight"]
-        renaming.sources["head.projection.weight"] = source
-    if rcps:
-        renaming.notes.append("the head of a PS model starts with the embedding's matrix and is trained apart from it")
-    return renaming
+    return rename_keys(weights, rules, [(r".*\.complement_map", "it stands in config.json")])

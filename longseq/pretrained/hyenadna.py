@@ -26,18 +26,18 @@ from longseq.pretrained._renames import (
     vocabulary,
 )
 
-_LENGTHS = {
-    "tiny-1k-seqlen": 1026,
-    "tiny-1k-seqlen-d256": 1026,
-    "tiny-16k-seqlen-d128": 16386,
-    "small-32k-seqlen": 32770,
-    "medium-160k-seqlen": 160002,
-    "medium-450k-seqlen": 450002,
-    "large-1m-seqlen": 1000002,
+_SIZES = {
+    "tiny-1k-seqlen": (1026, "0.44M"),
+    "tiny-1k-seqlen-d256": (1026, "1.6M"),
+    "tiny-16k-seqlen-d128": (16386, "0.44M"),
+    "small-32k-seqlen": (32770, "3.3M"),
+    "medium-160k-seqlen": (160002, "6.6M"),
+    "medium-450k-seqlen": (450002, "6.6M"),
+    "large-1m-seqlen": (1000002, "6.6M"),
 }
 CHECKPOINTS = tuple(
-    PretrainedInfo(f"LongSafari/hyenadna-{size}{port}", "hyenadna", "dna", length=length)
-    for size, length in _LENGTHS.items()
+    PretrainedInfo(f"LongSafari/hyenadna-{size}{port}", "hyenadna", "dna", parameters, length, "BSD-3-Clause")
+    for size, (length, parameters) in _SIZES.items()
     for port in ("", "-hf")
 )
 # Positions that will be needed: the filters keep the length that they were trained for, which may be longer.

@@ -1,11 +1,16 @@
 """Longformer: base and large, with the head for masked tokens or that of a fine-tuned classifier.
 
 Published windows count both sides: 512 is 256 neighbours on each. Tokens are global when `n_global` leading positions
-say so (1, the usual choice for classification, by default) or `longseq.backbones.longformer.global_tokens` does.
+say so (1, the usual choice for classification, by default) or `longseq.backbones.longformer.global_tokens` does. The table
+of positions grows with the option `max_length`: `positions=copy` repeats the published ones, as their authors made them out
+of RoBERTa's (https://arxiv.org/abs/2004.05150, section 5), `positions=interpolate` spreads them over the new length.
 """
 
 from collections.abc import Collection
 from typing import Any
+
+import torch
+from torch.nn import functional as F
 
 from longseq.errors import CheckpointError
 from longseq.pretrained._formats import PretrainedInfo
@@ -23,10 +28,11 @@ from longseq.pretrained._renames import (
 )
 
 CHECKPOINTS = (
-    PretrainedInfo("allenai/longformer-base-4096", "longformer", "text", length=4096),
-    PretrainedInfo("allenai/longformer-large-4096", "longformer", "text", length=4096),
+    PretrainedInfo("allenai/longformer-base-4096", "longformer", "text", "148M", 4096, "Apache-2.0"),
+    PretrainedInfo("allenai/longformer-large-4096", "longformer", "text", "434M", 4096, "Apache-2.0"),
 )
-OPTIONS: Options = {}
+# Positions that will be needed, and what stands at those beyond the published table.
+OPTIONS: Options = {"max_length": None, "positions": "copy"}
 TOKENS: dict[str, int] = {}
 
 _PREFIX = r"(?:longformer\.)?"
@@ -41,7 +47,6 @@ def matches(config: Config, keys: Collection[str]) -> bool:
 
 def model_config(config: Config, weights: Weights, options: Options) -> dict[str, Any]:
     """Sizes from the config of transformers; the head from what the file holds."""
-    del options
     require(config, "attention_mode", ("longformer", "sliding_chunks"), "only windows that see both sides are built")
     require(config, "hidden_act", ("gelu",), "another activation is another network")
     require(config, "position_embedding_type", ("absolute",), "positions stand in the embedding")
@@ -52,7 +57,7 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
         "embedding": {
             "name": "roberta",
             "vocab_size": rows,
-            "n_positions": need(config, "max_position_embeddings"),
+            "n_positions": _n_positions(config, options),
             "n_types": config.get("type_vocab_size", 2),
             "pad_id": config.get("pad_token_id", 1),
             "norm_eps": eps,
@@ -74,6 +79,30 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
         },
         "head": _head(weights, rows, eps),
     }
+
+
+def _n_positions(config: Config, options: Options) -> int:
+    """Rows of the table, those before the first position included."""
+    wanted, how, offset = options["max_length"], options["positions"], config.get("pad_token_id", 1) + 1
+    if how not in ("copy", "interpolate"):
+        raise CheckpointError(f"positions must be copy or interpolate, found {how!r}")
+    return max(need(config, "max_position_embeddings"), 0 if wanted is None else int(wanted) + offset)
+
+
+def _grow_positions(renaming: Renaming, config: Config, options: Options) -> None:
+    """A longer table of positions than the published one."""
+    name = "embedding.positions.weight"
+    offset, rows = config.get("pad_token_id", 1) + 1, _n_positions(config, options)
+    if name not in renaming.tensors or rows <= len(renaming.tensors[name]):
+        return
+    table_LD = renaming.tensors[name]
+    first, own_LD, wanted = table_LD[:offset], table_LD[offset:], rows - offset
+    if options["positions"] == "copy":
+        new_LD = own_LD.repeat(-(-wanted // len(own_LD)), 1)[:wanted]
+    else:
+        new_LD = F.interpolate(own_LD.T[None].float(), size=wanted, mode="linear", align_corners=True)[0].T.to(table_LD.dtype)
+    renaming.tensors[name] = torch.cat([first, new_LD])
+    renaming.notes.append(f"positions beyond {len(own_LD)} are made by positions={options['positions']}: train them")
 
 
 def _windows(published: int | list[int], n_layers: int) -> list[int]:
@@ -98,7 +127,6 @@ def _head(weights: Weights, rows: int, eps: float) -> dict[str, Any]:
 
 def rename(weights: Weights, config: Config, options: Options) -> Renaming:
     """The blocks of BERT under the names of a post-norm stack."""
-    del config, options
     affine = r"\.(weight|bias)"
     rules = [
         (_PREFIX + r"embeddings\.word_embeddings\.weight", "embedding.embedding.weight"),
@@ -122,4 +150,6 @@ def rename(weights: Weights, config: Config, options: Options) -> Renaming:
         (_PREFIX + r"pooler\..+", "the pooler belongs to next-sentence prediction"),
         (_PREFIX + r"embeddings\.position_ids", "counted from the tokens"),
     ]
-    return rename_keys(weights, rules, drops)
+    renaming = rename_keys(weights, rules, drops)
+    _grow_positions(renaming, config, options)
+    return renaming

@@ -21,12 +21,12 @@ from longseq.pretrained._renames import (
 
 CHECKPOINTS = (
     *(
-        PretrainedInfo(f"state-spaces/mamba-{size}{port}", "mamba", "text", parameters=size.upper())
+        PretrainedInfo(f"state-spaces/mamba-{size}{port}", "mamba", "text", size.upper(), licence="Apache-2.0")
         for size in ("130m", "370m", "790m", "1.4b", "2.8b")
         for port in ("", "-hf")
     ),
-    PretrainedInfo("state-spaces/mamba-2.8b-slimpj", "mamba", "text", parameters="2.8B"),
-    PretrainedInfo("tiiuae/falcon-mamba-7b", "mamba", "text", parameters="7B"),
+    PretrainedInfo("state-spaces/mamba-2.8b-slimpj", "mamba", "text", "2.8B", licence="Apache-2.0"),
+    PretrainedInfo("tiiuae/falcon-mamba-7b", "mamba", "text", "7B", licence="Falcon Mamba"),
 )
 OPTIONS: Options = {}
 TOKENS: dict[str, int] = {}

@@ -5,7 +5,6 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from longseq.errors import CheckpointError
 from longseq.pretrained._formats import PretrainedInfo
 from longseq.pretrained._renames import (
     Config,
@@ -23,10 +22,10 @@ from longseq.pretrained.mamba import layer_rules, original_options
 
 CHECKPOINTS = (
     *(
-        PretrainedInfo(f"state-spaces/mamba2-{size}", "mamba2", "text", parameters=size.upper())
+        PretrainedInfo(f"state-spaces/mamba2-{size}", "mamba2", "text", size.upper(), licence="Apache-2.0")
         for size in ("130m", "370m", "780m", "1.3b", "2.7b")
     ),
-    PretrainedInfo("mistralai/Mamba-Codestral-7B-v0.1", "mamba2", "text", parameters="7B"),
+    PretrainedInfo("mistralai/Mamba-Codestral-7B-v0.1", "mamba2", "text", "7B", licence="Apache-2.0"),
 )
 OPTIONS: Options = {}
 TOKENS: dict[str, int] = {}
@@ -63,16 +62,13 @@ def _original(config: Config) -> dict[str, Any]:
     require(published, "norm_before_gate", (False,), why)
     require(published, "rmsnorm", (True,), why)
     require(published, "d_ssm", (None,), why)
-    return original_options(config, "Mamba2")
+    low, high = (_number(limit) for limit in published.get("dt_limit", (0.0, math.inf)))
+    return original_options(config, "Mamba2") | _limits(low, high)
 
 
 def _port_options(config: Config) -> dict[str, Any]:
     require(config, "hidden_act", ("silu", "swish"), "another activation is another network")
-    # One option for both kinds of norms reaches the layers' own alone, so another value than the default cannot be built.
-    require(config, "layer_norm_epsilon", (1e-5,), "the norms between the layers are built with 1e-5")
     low, high = (_number(limit) for limit in config.get("time_step_limit", (0.0, math.inf)))
-    if low > 0.0 or high != math.inf:
-        raise CheckpointError(f"config.json has time_step_limit=({low}, {high}): step sizes are not clamped here")
     return {
         "d_state": need(config, "state_size"),
         "d_conv": need(config, "conv_kernel"),
@@ -81,7 +77,14 @@ def _port_options(config: Config) -> dict[str, Any]:
         "n_groups": need(config, "n_groups"),
         "bias": config.get("use_bias", False),
         "conv_bias": config.get("use_conv_bias", True),
+        "norm_eps": config.get("layer_norm_epsilon", 1e-5),
+        **_limits(low, high),
     }
+
+
+def _limits(low: float, high: float) -> dict[str, Any]:
+    # JSON has no infinity: none is no limit.
+    return {"dt_limit": [low, None if high == math.inf else high]} if low > 0.0 or high != math.inf else {}
 
 
 def _number(limit: Any) -> float:

@@ -24,7 +24,6 @@ _LAYER = r"(?:model\.)?(?:s4_)?layers\.(\d+)\."
 _INNER = _LAYER + r"(?:layer\.){0,2}"
 _KERNEL = _INNER + r"kernel\.(?:kernel\.)?"
 _UNSUPPORTED = (
-    (r"(model\.)?[dcu]_layers\.", "SaShiMi, whose resolutions have skip connections that the backbone sashimi does not"),
     (r"\.norm\.(norm\.)?running_mean$|^norms\.\d+\.running_mean$", "batch norm, which a stack does not have"),
     (r"\.norm\.norm\.[ms]$", "a layer norm with one scale for all channels, which a stack does not have"),
     (r"layers\.\d+\.layer\.ff\.", "feed-forward layers between the state-space layers"),
@@ -36,7 +35,7 @@ _UNSUPPORTED = (
 def matches(config: Config, keys: Collection[str]) -> bool:
     """Its layers have kernels with a C."""
     del config
-    return any(re.search(r"(^|\.)(s4_|[dcu]_)?layers\.\d+\..*kernel\.C$", key) for key in keys)
+    return any(re.search(r"(^|\.)(s4_)?layers\.\d+\..*kernel\.C$", key) for key in keys)
 
 
 def model_config(config: Config, weights: Weights, options: Options) -> dict[str, Any]:
@@ -120,7 +119,7 @@ def rename(weights: Weights, config: Config, options: Options) -> Renaming:
     drops = [(_KERNEL + r"(?:L|l_kernel)", "kernels have any length here"), (_KERNEL + r"(?:omega|z)", "computed")]
     renaming = rename_keys(weights, rules, drops)
     for layer in range(count(weights, _LAYER)):
-        _convert(renaming, f"backbone.blocks.{layer}.mixer.", _kernel_length(weights, layer), str(options["dt_transform"]))
+        convert_layer(renaming, f"backbone.blocks.{layer}.mixer.", _kernel_length(weights, layer), str(options["dt_transform"]))
     return renaming
 
 
@@ -133,7 +132,7 @@ def _kernel_length(weights: Weights, layer: int) -> int:
     return next((int(tensor) for name, tensor in weights.items() if re.fullmatch(pattern, name)), 0)
 
 
-def _convert(renaming: Renaming, mixer: str, length: int, dt_transform: str) -> None:
+def convert_layer(renaming: Renaming, mixer: str, length: int, dt_transform: str) -> None:
     """One layer's tensors in our shapes, with C as it is without a kernel length."""
     tensors = renaming.tensors
     absent = [name for name in ("log_dt", "log_A_real", "A_imag", "C", "D") if mixer + name not in tensors]

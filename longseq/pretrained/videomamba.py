@@ -7,7 +7,7 @@ from longseq.pretrained._formats import PretrainedInfo
 from longseq.pretrained._renames import Config, Options, Renaming, Weights, find, rename_keys
 from longseq.pretrained._vision_mamba import MEAN, RULES, STD, backbone_config, grid_side, has_two_scans, split_positions
 
-CHECKPOINTS = (PretrainedInfo("OpenGVLab/VideoMamba", "videomamba", "vision"),)
+CHECKPOINTS = (PretrainedInfo("OpenGVLab/VideoMamba", "videomamba", "vision", "7M to 98M", licence="Apache-2.0"),)
 OPTIONS: Options = {}
 TOKENS: dict[str, int] = {}
 

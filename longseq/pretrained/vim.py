@@ -9,7 +9,10 @@ from longseq.pretrained._formats import PretrainedInfo
 from longseq.pretrained._renames import Config, Options, Renaming, Weights, find, rename_keys
 from longseq.pretrained._vision_mamba import MEAN, RULES, STD, backbone_config, grid_side, has_two_scans, split_positions
 
-CHECKPOINTS = tuple(PretrainedInfo(f"hustvl/Vim-{size}-midclstok", "vim", "vision") for size in ("tiny", "small", "base"))
+CHECKPOINTS = tuple(
+    PretrainedInfo(f"hustvl/Vim-{size}-midclstok", "vim", "vision", parameters, 197, "Apache-2.0")
+    for size, parameters in (("tiny", "7M"), ("small", "26M"), ("base", "98M"))
+)
 OPTIONS: Options = {}
 TOKENS: dict[str, int] = {}
 # Fine-tuned variants cut overlapping patches at this image size, which an embedding of whole patches cannot.

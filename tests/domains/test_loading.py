@@ -1,10 +1,12 @@
 """Batches: every row once, similar lengths together, the same order for the same seed and epoch."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 
-from longseq.domains.loading import LengthBatches, pad_rows, stratified_split
+from longseq.domains.loading import LengthBatches, loader_rate, pad_rows, stratified_split
 
 LENGTHS = np.random.default_rng(0).integers(10, 500, 337)
 
@@ -71,3 +73,23 @@ def test_stratified_split_keeps_proportions() -> None:
     assert sorted(np.concatenate(list(split.values()))) == list(range(1000))
     assert labels[split["test"]].sum() == 20
     assert labels[split["val"]].sum() == 10
+
+
+def test_the_loaders_rate_counts_rows() -> None:
+    class Counted:
+        """Two batches an epoch."""
+
+        def __init__(self) -> None:
+            self.epochs: list[int] = []
+
+        def loader(self, split: str, *, shuffle: bool = False, epoch: int = 0) -> list[dict[str, torch.Tensor]]:
+            assert split == "train" and shuffle
+            self.epochs.append(epoch)
+            time.sleep(0.01)
+            return [{"index": torch.arange(5)}, {"index": torch.arange(3)}]
+
+    data = Counted()
+    rate = loader_rate(data, 0.1)  # type: ignore[arg-type]
+    assert data.epochs == list(range(len(data.epochs))) and len(data.epochs) > 2
+    # Eight rows for at least ten milliseconds.
+    assert 0 < rate < 8 / 0.01

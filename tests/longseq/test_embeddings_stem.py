@@ -9,7 +9,7 @@ from longseq.embeddings_stem import StemEmbedding, stem_grid
 def test_positions_are_the_feature_maps_cells() -> None:
     torch.manual_seed(0)
     stem = StemEmbedding(8, size=(64, 96), model="convnext_atto", n_channels=1, mean=[0.5], std=[0.25], positions="none").eval()
-    assert stem_grid("convnext_atto", (64, 96)) == (2, 3) and stem.grid == (1, 2, 3)
+    assert stem_grid("convnext_atto", (64, 96)) == (2, 3) and stem.grid == (1, 2, 3) and stem.input_size == (1, 64, 96)
     image = torch.rand(2, 1, 64, 96)
     x_BLD, mask_BL = stem(image)
     assert x_BLD.shape == (2, 6, 8) and mask_BL is None

@@ -29,7 +29,7 @@ DOMAINS = {
     "vision": ["data.tokenizer=patch"],
 }
 TASKS = {
-    "dna": ["classification", "lm", "mlm"],
+    "dna": ["classification", "multilabel", "regression", "profile", "base_labels", "lm", "mlm"],
     "audio": ["classification", "ctc", "frames", "lm"],
     "timeseries": ["forecasting", "imputation", "anomaly", "classification"],
     "vision": ["classification", "lm", "masked_patch"],

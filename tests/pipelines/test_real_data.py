@@ -32,3 +32,22 @@ def test_a_genome_is_modelled_better_than_its_composition(longseq: Callable[...,
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["test"]["bits_per_base"] < metrics["baselines"]["base composition"]["bits_per_base"] + 0.02
     assert metrics["test"]["bits_per_base"] > 1.8
+
+
+@pytest.mark.data
+def test_mitochondrial_genomes_vote(longseq: Callable[..., int], real_data: Path, tmp_path: Path) -> None:
+    """Two of the classes that are furthest apart, a few genomes of each."""
+    for name in ("Birds", "Fish"):
+        with gzip.open(real_data / "dna" / "mtdna_vertebrates" / f"{name}.fa.gz", "rt") as file:
+            records = file.read().split(">")[1:25]
+        (tmp_path / f"{name}.fa").write_text("".join(f">{record}" for record in records))
+    settings = ["backbone=cnn", "backbone.d_model=32", "backbone.n_layers=2", "data.window=2048", "data.batch_size=8"]
+    limits = ["data.test_fraction=0.25", "optimizer.lr=5e-3", "trainer=cpu", "trainer.max_epochs=2", "run_dir=run", "seed=1"]
+    assert longseq("fit", "data.train=[Birds.fa,Fish.fa]", *settings, *limits) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["data"]["splits"]["test"]["records"] == 12
+    assert metrics["data"]["splits"]["test"]["rows"] >= 12 * 7
+    baseline = metrics["baselines"]["k-mer logistic regression"]
+    assert baseline["record_accuracy"] > 0.9
+    assert metrics["test"]["record_accuracy"] >= max(0.75, metrics["test"]["accuracy"] - 0.05)
+    assert "Confusion of records" in (tmp_path / "run" / "report.html").read_text()

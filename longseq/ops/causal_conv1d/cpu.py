@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from longseq.ops.causal_conv1d.chunked import number_runs
-from longseq.ops.compiled import compiled, flat, inlined, run_tasks, sigmoid
+from longseq.ops.compiled import allocate, compiled, flat, inlined, run_tasks, sigmoid
 
 __all__ = ["causal_conv1d_cpu"]
 
@@ -81,21 +81,19 @@ def _convolve(
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
     """Outputs and the last inputs; mask and runs in scan order."""
-    y_BLD, last_BKD = _outputs(x_BLD, weight_DK)
+    y_BLD, last_BKD = allocate(*x_BLD.shape), allocate(*_state_shape(x_BLD, weight_DK))
     arrays = _arrays(x_BLD, weight_DK, bias_D, state_BKD, mask_BL, runs_BL)
     run_tasks(_forward, _n_tasks(x_BLD), x_BLD.numel(), *arrays, y_BLD.numpy(), last_BKD.numpy(), silu, reverse)
     return y_BLD.to(x_BLD.dtype), last_BKD
 
 
-def _outputs(x_BLD: Tensor, weight_DK: Tensor) -> tuple[Tensor, Tensor]:
-    y_BLD = x_BLD.new_empty(x_BLD.shape, dtype=torch.float32)
-    return y_BLD, y_BLD.new_empty(x_BLD.shape[0], weight_DK.shape[1] - 1, x_BLD.shape[2])
+def _state_shape(x_BLD: Tensor, weight_DK: Tensor) -> tuple[int, int, int]:
+    return x_BLD.shape[0], weight_DK.shape[1] - 1, x_BLD.shape[2]
 
 
 @_convolve.register_fake
 def _(x_BLD, weight_DK, bias_D, state_BKD, mask_BL, runs_BL, silu, reverse):  # type: ignore[no-untyped-def]
-    y_BLD, last_BKD = _outputs(x_BLD, weight_DK)
-    return y_BLD.to(x_BLD.dtype), last_BKD
+    return x_BLD.new_empty(x_BLD.shape), x_BLD.new_empty(_state_shape(x_BLD, weight_DK), dtype=torch.float32)
 
 
 @torch.library.custom_op("longseq::causal_conv1d_cpu_backward", mutates_args=())
@@ -113,7 +111,7 @@ def _convolve_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, the weight, the bias and the initial state, in float32."""
     n_tasks, (batch, _, width), taps = _n_tasks(x_BLD), x_BLD.shape, weight_DK.shape[1]
-    dx_BLD = x_BLD.new_empty(x_BLD.shape, dtype=torch.float32)
+    dx_BLD = allocate(*x_BLD.shape)
     # For each task: of the taps, of the bias, and of the initial state.
     dshared_ZRD = dx_BLD.new_zeros(n_tasks, 2 * taps, width)
     run_tasks(

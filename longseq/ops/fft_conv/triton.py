@@ -6,8 +6,10 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from longseq.ops.fft_conv.chunked import fast_length
+from longseq.ops.fft_conv.triton_choices import choose, group_width
 from longseq.ops.fft_conv.triton_kernels import (
     multiply_spectra,
     twist_in,
@@ -16,12 +18,7 @@ from longseq.ops.fft_conv.triton_kernels import (
     untwist_out,
     untwist_taps,
 )
-
-# Complex numbers of one spectrum of a group of channels: half a gigabyte, which costs no time (README.md).
-GROUP_NUMEL = 1 << 26
-# Positions by channels of a transposed tile.
-TILE = {"places": 64, "channels": 32, "warps": 4}
-_BLOCK = 1024
+from longseq.ops.tracing import runs_eagerly
 
 
 def fft_conv_triton(
@@ -40,8 +37,12 @@ def fft_conv_triton(
     if reason is not None:
         raise ValueError(f"implementation='triton': {reason}; use 'auto' or 'chunked'")
     save = post_gate_BLD is not None and post_gate_BLD.requires_grad and torch.is_grad_enabled()
-    y_BLD, _ = torch.ops.longseq.fft_conv_gpu(u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD, save)
-    return y_BLD
+    inputs = (u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
+    if not runs_eagerly(u_BLD):
+        return torch.ops.longseq.fft_conv_gpu(*inputs, save)[0]
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
+        return _Eager.apply(*inputs, save)[0]
+    return _run_forward(*inputs, save)[0]
 
 
 def supports(u_BLD: Tensor, *_: Any, **__: Any) -> str | None:
@@ -52,17 +53,23 @@ def supports(u_BLD: Tensor, *_: Any, **__: Any) -> str | None:
 
 
 def self_check() -> float:
-    """The largest relative error of output and gradients against the chunked form, on a tiny input."""
+    """The largest relative error of output and gradients against the chunked form, on a tiny input.
+
+    It runs the variants that a training step in bf16 runs, so that nothing is compiled for the check alone.
+    """
     from longseq.ops.fft_conv.chunked import fft_conv_chunked
 
     generator = torch.Generator().manual_seed(0)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    shapes = ((2, 37, 3), (3, 21), (3,), (2, 37, 3), (2, 37, 3), (2, 5, 3))
-    leaves = [torch.randn(shape, generator=generator).to(device).requires_grad_() for shape in shapes]
+    shapes = ((2, 64, 16), (16, 64), (16,), (2, 64, 16), (2, 64, 16))
+    given = [torch.randn(shape, generator=generator) for shape in shapes]
+    given = [x if x.dim() < 3 else x.bfloat16() for x in given]
     results = []
     for run in (fft_conv_triton, fft_conv_chunked):
-        y = run(*leaves)
-        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), leaves)])
+        exact = run is fft_conv_chunked
+        leaves = [x.to(device, torch.float32 if exact else x.dtype).requires_grad_() for x in given]
+        y = run(*leaves, None)
+        results.append([y.detach(), *torch.autograd.grad(y.float().square().sum(), leaves)])
     return max(float((a - b).norm() / b.norm().clamp(min=1e-6)) for a, b in zip(*results, strict=True))
 
 
@@ -77,14 +84,20 @@ class _Plan:
         self.forgotten = given - self.past
         self.n = fast_length(max(2, self.past + self.length, self.taps))
         self.device, self.history = u_BLD.device, history_BMD
-        self.group = max(1, GROUP_NUMEL // max(1, self.batch * self.n))
+        self.group = group_width(self.batch, self.width, self.n)
+        self.tile = choose(u_BLD.device)
 
     def groups(self) -> Iterator[tuple[int, int]]:
         for first in range(0, self.width, self.group):
             yield first, min(first + self.group, self.width)
 
     def grid(self, places: int, channels: int) -> tuple[int, int, int]:
-        return triton.cdiv(places, TILE["places"]), triton.cdiv(channels, TILE["channels"]), self.batch
+        return triton.cdiv(places, self.tile.places), triton.cdiv(channels, self.tile.channels), self.batch
+
+    def from_the_end(self, places: int, block: int, channels: int) -> tuple[tuple[int, int, int], int]:
+        """Programs over the last slots, and the whole block at which they begin."""
+        start = (self.n - places) // block * block
+        return (triton.cdiv(self.n - start, block), triton.cdiv(channels, self.tile.channels), self.batch), start
 
     def spectrum(self, x_BLD: Tensor, gate_BLD: Tensor | None, first: int, last: int, reverse: bool) -> Tensor:
         """(channels, B, n) of gate * x behind the history, or of gate * x from the end to the beginning without it."""
@@ -93,15 +106,15 @@ class _Plan:
         twist_in[self.grid(self.n, last - first)](
             x_BLD, x_BLD if gate_BLD is None else gate_BLD, x_BLD if history is None else history, torch.view_as_real(z),
             self.length, self.width, self.past, self.forgotten, self.n, first, last,
-            gate_BLD is not None, history is not None and self.past > 0, reverse, TILE["places"], TILE["channels"],
-            num_warps=TILE["warps"],
+            gate_BLD is not None, history is not None and self.past > 0, reverse, self.tile.places, self.tile.channels,
+            num_warps=self.tile.warps,
         )  # fmt: skip
         return torch.fft.fft(z)
 
     def kernel_spectrum(self, k_DK: Tensor, first: int, last: int) -> Tensor:
         z = torch.empty(last - first, self.n, dtype=torch.complex64, device=self.device)
-        twist_taps[(triton.cdiv(self.n, _BLOCK), last - first)](
-            k_DK, torch.view_as_real(z), self.taps, k_DK.stride(0), self.n, first, _BLOCK
+        twist_taps[(triton.cdiv(self.n, self.tile.block), last - first)](
+            k_DK, torch.view_as_real(z), self.taps, k_DK.stride(0), self.n, first, self.tile.block
         )
         return torch.fft.fft(z)
 
@@ -115,8 +128,7 @@ def _whole(*tensors: Tensor | None) -> list[Any]:
     return [None if x is None else x.contiguous() for x in tensors]
 
 
-@torch.library.custom_op("longseq::fft_conv_gpu", mutates_args=())
-def _forward(
+def _run_forward(
     u_BLD: Tensor,
     k_DK: Tensor,
     bias_D: Tensor | None,
@@ -134,10 +146,13 @@ def _forward(
         untwist_out[plan.grid(plan.length, last - first)](
             _signal(z), u, u if pre is None else pre, u if post is None else post, u if bias is None else bias,
             y_BLD, plain_BLD, plan.length, plan.width, plan.past, plan.n, first, last,
-            pre is not None, post is not None, bias is not None, save, TILE["places"], TILE["channels"],
-            num_warps=TILE["warps"],
+            pre is not None, post is not None, bias is not None, save, plan.tile.places, plan.tile.channels,
+            num_warps=plan.tile.warps,
         )  # fmt: skip
     return y_BLD, plain_BLD
+
+
+_forward = torch.library.custom_op("longseq::fft_conv_gpu", mutates_args=())(_run_forward)
 
 
 def _empty(u_BLD: Tensor, save: bool) -> tuple[Tensor, Tensor]:
@@ -158,8 +173,7 @@ def _forward_fake(
     return _empty(u_BLD, save)
 
 
-@torch.library.custom_op("longseq::fft_conv_gpu_backward", mutates_args=())
-def _backward(
+def _run_backward(
     dy_BLD: Tensor,
     plain_BLD: Tensor,
     u_BLD: Tensor,
@@ -176,7 +190,7 @@ def _backward(
     plan = _Plan(u, k, history)
     save = plain_BLD.numel() > 0
     du, dk, _, dpre, dpost, dhistory = _gradients(u, k, bias, pre, post if save else None, history)
-    grid = plan.grid(plan.past + plan.length, plan.width)
+    grid, start = plan.from_the_end(plan.past + plan.length, plan.tile.places, plan.width)
     part = torch.empty(plan.batch * grid[0] if bias is not None else 0, plan.width, dtype=torch.float32, device=u.device)
     for first, last in plan.groups():
         g = plan.spectrum(dy, post, first, last, True)
@@ -185,24 +199,30 @@ def _backward(
         if need_kernel:
             x = plan.spectrum(u, pre, first, last, False)
             dkernel = torch.empty(last - first, plan.n, dtype=torch.complex64, device=u.device)
-        multiply_spectra[(triton.cdiv(plan.n, _BLOCK), last - first)](
+        multiply_spectra[(triton.cdiv(plan.n, plan.tile.block), last - first)](
             torch.view_as_real(g), torch.view_as_real(x), torch.view_as_real(kernel), torch.view_as_real(dkernel),
-            plan.batch, plan.n, need_kernel, need_input, _BLOCK,
+            plan.batch, plan.n, need_kernel, need_input, plan.tile.block,
         )  # fmt: skip
         del x, kernel
         if need_kernel:
-            untwist_taps[(triton.cdiv(plan.taps, _BLOCK), last - first)](
-                _signal(dkernel), dk, plan.taps, dk.stride(0), plan.n, first, _BLOCK
+            taps_grid, taps_start = plan.from_the_end(plan.taps, plan.tile.block, 1)
+            untwist_taps[(taps_grid[0], last - first)](
+                _signal(dkernel), dk, plan.taps, dk.stride(0), plan.n, first, taps_start, plan.tile.block
             )
-        untwist_gradients[plan.grid(plan.past + plan.length, last - first)](
+            del dkernel
+        grid, start = plan.from_the_end(plan.past + plan.length, plan.tile.places, last - first)
+        untwist_gradients[grid](
             _signal(g) if need_input else torch.view_as_real(g), dy, u, u if pre is None else pre,
             u if post is None else post, u if bias is None else bias, plain_BLD, du, dpre, dpost, dhistory, part,
-            plan.length, plan.width, plan.past, plan.forgotten, plan.n, first, last,
+            plan.length, plan.width, plan.past, plan.forgotten, plan.n, first, last, start,
             pre is not None, post is not None, bias is not None, history is not None, need_input,
-            TILE["places"], TILE["channels"], SAVED=save, num_warps=TILE["warps"],
+            plan.tile.places, plan.tile.channels, SAVED=save, num_warps=plan.tile.warps,
         )  # fmt: skip
     dbias = part.sum(0).to(bias.dtype) if bias is not None else part.new_empty(0)
     return du, dk, dbias, dpre, dpost, dhistory
+
+
+_backward = torch.library.custom_op("longseq::fft_conv_gpu_backward", mutates_args=())(_run_backward)
 
 
 def _gradients(
@@ -239,11 +259,25 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _differentiate(ctx: Any, dy_BLD: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     saved, asked = ctx.saved_tensors, ctx.needs_input_grad[:6]
-    gradients = torch.ops.longseq.fft_conv_gpu_backward(
-        dy_BLD, *saved, need_input=asked[0] or asked[3] or asked[5], need_kernel=asked[1]
-    )
+    backward = _run_backward if runs_eagerly(saved[1]) else torch.ops.longseq.fft_conv_gpu_backward
+    gradients = backward(dy_BLD, *saved, need_input=asked[0] or asked[3] or asked[5], need_kernel=asked[1])
     pairs = zip(gradients, asked, saved[1:], strict=True)
     return *(gradient if wanted and x is not None else None for gradient, wanted, x in pairs), None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
+
+
+class _Eager(torch.autograd.Function):
+    """The same without torch's dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        output = _run_forward(*inputs)
+        _save(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        return _differentiate(ctx, *cotangents)

@@ -11,9 +11,12 @@ import triton.language as tl
 
 @triton.jit
 def twist(slot, n):
-    """cos and sin of pi t / 2n."""
-    turn = slot.to(tl.float32) * (1.5707963267948966 / n)
-    return tl.cos(turn), tl.sin(turn)
+    """cos and sin of pi t / 2n, from polynomials around the middle of the quarter turn, to an absolute 1e-7."""
+    y = (2 * slot - n).to(tl.float32) * (0.7853981633974483 / n)
+    y2 = y * y
+    sin = y * (1 + y2 * (-1 / 6 + y2 * (1 / 120 + y2 * (-1 / 5040 + y2 * (1 / 362880)))))
+    cos = 1 + y2 * (-0.5 + y2 * (1 / 24 + y2 * (-1 / 720 + y2 * (1 / 40320 - y2 * (1 / 3628800)))))
+    return (cos - sin) * 0.7071067811865476, (cos + sin) * 0.7071067811865476
 
 
 @triton.jit
@@ -23,7 +26,7 @@ def load_part(pointer, row, place_S, rows, width, channel_D, kept_S, inside_D):
     return tl.load(pointer_SD, mask=kept_S[:, None] & inside_D[None, :], other=0.0).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "forgotten"])
 def twist_in(
     x_ptr, gate_ptr, history_ptr, out_ptr, length, width, past, forgotten, n, first, last,
     HAS_GATE: tl.constexpr, HAS_HISTORY: tl.constexpr, REVERSE: tl.constexpr,
@@ -54,7 +57,7 @@ def twist_in(
     tl.store(pointer_DS, both_DS, mask=inside_D[:, None] & (place_S < 2 * n)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["taps"])
 def twist_taps(k_ptr, out_ptr, taps, stride, n, first, BLOCK: tl.constexpr):
     """Kernels (D, K), zero-padded and twisted, as complex (channels, n)."""
     channel = tl.program_id(1).to(tl.int64)
@@ -66,27 +69,37 @@ def twist_taps(k_ptr, out_ptr, taps, stride, n, first, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def untwist_taps(z_ptr, dk_ptr, taps, stride, n, first, BLOCK: tl.constexpr):
-    """The gradient of tap t stands at slot n - 1 - t of a convolution."""
-    channel = tl.program_id(1).to(tl.int64)
-    lag_S = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    slot_S = n - 1 - lag_S
+def untwist(pair_S2, slot_S, n):
+    """Real parts of complex numbers of the twisted product at slots, of an unscaled inverse FFT."""
     cos_S, sin_S = twist(slot_S, n)
-    real_S = tl.load(z_ptr + (channel * n + slot_S) * 2, mask=lag_S < taps, other=0.0)
-    imag_S = tl.load(z_ptr + (channel * n + slot_S) * 2 + 1, mask=lag_S < taps, other=0.0)
-    dk_S = (real_S * cos_S + imag_S * sin_S) / n
-    tl.store(dk_ptr + (first + channel) * stride + lag_S, dk_S.to(dk_ptr.dtype.element_ty), mask=lag_S < taps)
+    real_S, imag_S = tl.split(pair_S2)
+    return (real_S * cos_S + imag_S * sin_S) / n
+
+
+@triton.jit(do_not_specialize=["taps"])
+def untwist_taps(z_ptr, dk_ptr, taps, stride, n, first, start, BLOCK: tl.constexpr):
+    """The gradient of tap t stands at slot n - 1 - t of a convolution; programs begin at slot `start`."""
+    channel = tl.program_id(1).to(tl.int64)
+    slot_S = start + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    place_S = (start + tl.program_id(0) * BLOCK) * 2 + tl.arange(0, 2 * BLOCK)
+    z_S = tl.load(z_ptr + channel * n * 2 + place_S, mask=place_S < 2 * n, other=0.0)
+    dk_S = untwist(z_S.reshape(BLOCK, 2), slot_S, n)
+    lag_S = n - 1 - slot_S
+    dk_pointer_S = dk_ptr + (first + channel) * stride + lag_S
+    tl.store(dk_pointer_S, dk_S.to(dk_ptr.dtype.element_ty), mask=(lag_S >= 0) & (lag_S < taps))
 
 
 @triton.jit
-def load_untwisted(z_ptr, row, local_D, rows, slot_S, n, kept_S, inside_D):
-    """(S, D) real parts of the untwisted product, of an unscaled inverse FFT."""
-    cos_S, sin_S = twist(slot_S, n)
-    pointer_DS = z_ptr + ((local_D.to(tl.int64)[:, None] * rows + row) * n + slot_S[None, :]) * 2
-    kept_DS = inside_D[:, None] & kept_S[None, :]
-    real_DS = tl.load(pointer_DS, mask=kept_DS, other=0.0)
-    imag_DS = tl.load(pointer_DS + 1, mask=kept_DS, other=0.0)
-    return tl.trans((real_DS * cos_S[None, :] + imag_DS * sin_S[None, :]) / n)
+def load_untwisted(z_ptr, row, local_D, rows, first_slot, n, inside_D, SLOTS: tl.constexpr):
+    """(S, D) real parts at slots from the first one on.
+
+    Real and imaginary parts are read side by side, along the slots and up to n, so that a thread reads 16 bytes at once.
+    """
+    place_S = first_slot * 2 + tl.arange(0, 2 * SLOTS)
+    pointer_DS = z_ptr + (local_D.to(tl.int64)[:, None] * rows + row) * n * 2 + place_S[None, :]
+    z_DS = tl.load(pointer_DS, mask=inside_D[:, None] & (place_S < 2 * n)[None, :], other=0.0)
+    slot_S = first_slot + tl.arange(0, SLOTS)
+    return tl.trans(untwist(z_DS.reshape(local_D.shape[0], SLOTS, 2), slot_S[None, :], n))
 
 
 @triton.jit
@@ -95,7 +108,7 @@ def store_part(pointer, row, place_S, rows, width, channel_D, kept_S, inside_D, 
     tl.store(pointer_SD, x_SD.to(pointer.dtype.element_ty), mask=kept_S[:, None] & inside_D[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length"])
 def untwist_out(
     z_ptr, u_ptr, pre_ptr, post_ptr, bias_ptr, y_ptr, plain_ptr, length, width, past, n, first, last,
     HAS_PRE: tl.constexpr, HAS_POST: tl.constexpr, HAS_BIAS: tl.constexpr, SAVE: tl.constexpr,
@@ -107,7 +120,8 @@ def untwist_out(
     channel_D = first + local_D
     row = tl.program_id(2).to(tl.int64)
     inside_S, inside_D = place_S < length, channel_D < last
-    y_SD = load_untwisted(z_ptr, row, local_D, tl.num_programs(2), place_S + past, n, inside_S, inside_D)
+    first_slot = tl.program_id(0) * PLACES + past
+    y_SD = load_untwisted(z_ptr, row, local_D, tl.num_programs(2), first_slot, n, inside_D, PLACES)
     if HAS_BIAS:
         v_SD = load_part(u_ptr, row, place_S, length, width, channel_D, inside_S, inside_D)
         if HAS_PRE:
@@ -120,7 +134,7 @@ def untwist_out(
     store_part(y_ptr, row, place_S, length, width, channel_D, inside_S, inside_D, y_SD)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def multiply_spectra(
     g_ptr, x_ptr, k_ptr, dk_ptr, rows, n, NEED_KERNEL: tl.constexpr, NEED_INPUT: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -148,18 +162,19 @@ def multiply_spectra(
         tl.store(dk_ptr + channel * n * 2 + place_S, tl.interleave(sum_re_S, sum_im_S), mask=inside_S)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "past", "forgotten"])
 def untwist_gradients(
     z_ptr, dy_ptr, u_ptr, pre_ptr, post_ptr, bias_ptr, plain_ptr, du_ptr, dpre_ptr, dpost_ptr, dhistory_ptr, part_ptr,
-    length, width, past, forgotten, n, first, last,
+    length, width, past, forgotten, n, first, last, start,
     HAS_PRE: tl.constexpr, HAS_POST: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_HISTORY: tl.constexpr,
     NEED_INPUT: tl.constexpr, PLACES: tl.constexpr, CHANNELS: tl.constexpr, SAVED: tl.constexpr,
 ):  # fmt: skip
     """Gradients of u, both gates and the history, and a tile's part of that of the bias.
 
-    What reaches v at time t through the convolution stands at slot n - 1 - t.
+    What reaches v at time t through the convolution stands at slot n - 1 - t; programs begin at slot `start`.
     """
-    time_S = tl.program_id(0) * PLACES + tl.arange(0, PLACES)
+    first_slot = start + tl.program_id(0) * PLACES
+    time_S = n - 1 - first_slot - tl.arange(0, PLACES)
     local_D = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     channel_D = first + local_D
     row = tl.program_id(2).to(tl.int64)
@@ -181,10 +196,9 @@ def untwist_gradients(
         part = (row * tl.num_programs(0) + tl.program_id(0)) * width
         tl.store(part_ptr + part + channel_D, tl.sum(g_SD * v_SD, 0), mask=inside_D)
     if NEED_INPUT:
-        kept_S = time_S < past + length
-        dv_SD = load_untwisted(z_ptr, row, local_D, tl.num_programs(2), n - 1 - time_S, n, kept_S, inside_D)
+        dv_SD = load_untwisted(z_ptr, row, local_D, tl.num_programs(2), first_slot, n, inside_D, PLACES)
         if HAS_HISTORY:
-            before_S = time_S < past
+            before_S = (time_S >= 0) & (time_S < past)
             store_part(dhistory_ptr, row, time_S + forgotten, past + forgotten, width, channel_D, before_S, inside_D, dv_SD)
         if HAS_BIAS:
             dv_SD += g_SD * tl.load(bias_ptr + channel_D, mask=inside_D, other=0.0).to(tl.float32)[None, :]

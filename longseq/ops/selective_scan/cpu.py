@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from longseq.ops.compiled import compiled, exp2, flat, inlined, run_tasks, sigmoid, softplus
+from longseq.ops.compiled import allocate, compiled, exp2, flat, inlined, run_tasks, sigmoid, softplus
 from longseq.ops.selective_scan.chunked import keep_state
 
 __all__ = ["selective_scan_cpu"]
@@ -116,12 +116,11 @@ def _scan(
     trains: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, the last state, and, if a backward pass may follow, the state at the start of each chunk (B, S, N, D)."""
-    y_BLD, state_BDN, starts_BSND = _outputs(x_BLD, A_DN, trains)
+    result, state_BDN, starts_BSND = (allocate(*shape) for shape in _shapes(x_BLD, A_DN, trains))
     if h0_BDN is None:
         state_BDN.zero_()
     else:
         state_BDN.copy_(h0_BDN)
-    result = y_BLD if y_BLD.dtype == torch.float32 else y_BLD.float()
     run_tasks(
         _forward,
         _n_tasks(x_BLD),
@@ -136,16 +135,16 @@ def _scan(
     return result.to(x_BLD.dtype), state_BDN, starts_BSND
 
 
-def _outputs(x_BLD: Tensor, A_DN: Tensor, trains: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _shapes(x_BLD: Tensor, A_DN: Tensor, trains: bool) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     (batch, length, width), n_states = x_BLD.shape, A_DN.shape[1]
     n_chunks = (length + CHUNK - 1) // CHUNK if trains else 0
-    state_BDN = x_BLD.new_empty((batch, width, n_states), dtype=torch.float32)
-    return x_BLD.new_empty(x_BLD.shape), state_BDN, state_BDN.new_empty((batch, n_chunks, n_states, width))
+    return (batch, length, width), (batch, width, n_states), (batch, n_chunks, n_states, width)
 
 
 @_scan.register_fake
 def _(x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, h0_BDN, kind_BL, dt_softplus, reverse, trains):  # type: ignore[no-untyped-def]
-    return _outputs(x_BLD, A_DN, trains)
+    y, *states = _shapes(x_BLD, A_DN, trains)
+    return x_BLD.new_empty(y), *(x_BLD.new_empty(shape, dtype=torch.float32) for shape in states)
 
 
 @torch.library.custom_op("longseq::selective_scan_cpu_backward", mutates_args=())
@@ -167,9 +166,9 @@ def _scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, A, B, C, D, z, dt_bias and the initial state (of a z left out: empty), in float32."""
     (batch, length, width), n_states, n_tasks = x_BLD.shape, A_DN.shape[1], _n_tasks(x_BLD)
-    dx_BLD, ddt_BLD, dz_BLD = _row_gradients(x_BLD, z_BLD)
+    dx_BLD, ddt_BLD, dz_BLD = (allocate(*shape) for shape in _row_shapes(x_BLD, z_BLD))
     dA_BND, dchannel_B2D = dx_BLD.new_zeros(batch, n_states, width), dx_BLD.new_zeros(batch, 2, width)
-    dB_ZLN, dC_ZLN = (dx_BLD.new_empty(n_tasks, length, n_states) for _ in range(2))
+    dB_ZLN, dC_ZLN = (allocate(n_tasks, length, n_states) for _ in range(2))
     dh0_BDN = dstate_BDN.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     run_tasks(
         _backward,
@@ -187,14 +186,13 @@ def _scan_backward(
     return dx_BLD, ddt_BLD, dA_BND.sum(0).t().contiguous(), dB_BLN, dC_BLN, dD_D.clone(), dz_BLD, dbias_D.clone(), dh0_BDN
 
 
-def _row_gradients(x_BLD: Tensor, z_BLD: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    dx_BLD, ddt_BLD = (x_BLD.new_empty(x_BLD.shape, dtype=torch.float32) for _ in range(2))
-    return dx_BLD, ddt_BLD, dx_BLD.new_empty((0, 0, 0) if z_BLD is None else z_BLD.shape)
+def _row_shapes(x_BLD: Tensor, z_BLD: Tensor | None) -> list[tuple[int, ...]]:
+    return [tuple(x_BLD.shape), tuple(x_BLD.shape), (0, 0, 0) if z_BLD is None else tuple(z_BLD.shape)]
 
 
 @_scan_backward.register_fake
 def _(dy, dstate, x, dt, A, B, C, D, z, dt_bias, kind, starts, dt_softplus, reverse):  # type: ignore[no-untyped-def]
-    dx, ddt, dz = _row_gradients(x, z)
+    dx, ddt, dz = (x.new_empty(shape, dtype=torch.float32) for shape in _row_shapes(x, z))
     channel = [dx.new_empty(x.shape[2]) for _ in range(2)]
     maps = [dx.new_empty(B.shape) for _ in range(2)]
     return dx, ddt, dx.new_empty(A.shape), *maps, channel[0], dz, channel[1], dx.new_empty(dstate.shape)

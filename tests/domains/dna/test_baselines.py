@@ -128,3 +128,16 @@ def test_markov_knows_random_and_periodic_sequences() -> None:
     assert np.isnan(MarkovModel(5).fit(periodic).bits_per_base(Sequences.from_strings(["ACG"]))[5])
     with pytest.raises(ValueError, match="order must be 0 to 11"):
         MarkovModel(12)
+
+
+def test_many_labels_share_one_fit() -> None:
+    rng = np.random.default_rng(0)
+    store = Sequences.from_ids([rng.integers(7, 11, 60).astype(np.uint8) for _ in range(300)])
+    gc = np.array([((store[i] == 8) | (store[i] == 9)).mean() for i in range(300)])
+    targets = (gc[:, None] > np.linspace(0.4, 0.6, 40)).astype(np.float32)
+    train, val = store.select(np.arange(200)), store.select(np.arange(200, 300))
+    _, linear = fit_baselines(train, targets[:200], val, targets[200:], task="multilabel", ks=(1, 2, 6))
+    predicted = linear.predict(val)
+    assert predicted.shape == (100, 40) and predicted.min() >= 0 and predicted.max() <= 1
+    assert "6-mer" not in linear.description and "ridge" in linear.name
+    assert ((predicted[:, 20] > 0.5) == targets[200:, 20]).mean() > 0.85

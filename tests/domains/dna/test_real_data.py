@@ -4,12 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from longseq.domains.dna.baselines import MarkovModel, fit_baselines
+from longseq.domains.dna.baselines import KmerLinear, MarkovModel, fit_baselines
+from longseq.domains.dna.datamodule import DNAData
 from longseq.domains.dna.genome import Genome
 from longseq.domains.dna.labels import class_names, encode_classes
+from longseq.domains.dna.record_windows import RecordWindows
+from longseq.domains.dna.rows import SequenceRows
 from longseq.domains.dna.sources import read_sequences
 from longseq.domains.dna.splits import drop_leaks, find_leaks, make_split, split_regions
+from longseq.domains.dna.tasks import WindowVote
 from longseq.domains.dna.token_cache import build_token_cache
 from longseq.domains.dna.tokenizer import NucleotideTokenizer
 from longseq.domains.dna.windows import GenomeWindows
@@ -79,3 +84,26 @@ def test_random_access_into_a_compressed_genome(real_data: Path, tmp_path: Path)
     bed.write_text(f"{name}\t0\t12\tx\t0\t-\n", encoding="utf-8")
     table = read_sequences(bed, genome=genome)
     assert NucleotideTokenizer().decode(table.sequences[0]) == "AGGTCGCCGCCC"
+
+
+def test_mitochondrial_genomes_are_told_apart_by_votes_over_windows(real_data: Path) -> None:
+    """K-mers of windows, a fifth of the genomes: records must do better than their windows, and no record is in two parts."""
+    source = str(real_data / "dna" / "mtdna_vertebrates" / "*.fa.gz")
+    data = DNAData(task="classification", train=source, window=2048, val_fraction=0.1, test_fraction=0.2, seed=1)
+    data.setup()
+    assert {name: len(table) for name, table in data.tables.items()} == {"train": 979, "val": 140, "test": 280}
+    ids = [set(table.ids) for table in data.tables.values()]
+    assert not (ids[0] & ids[1] | ids[0] & ids[2] | ids[1] & ids[2])
+    for name, rows in data.splits.items():
+        assert 7 * len(data.tables[name]) <= len(rows) <= 10 * len(data.tables[name])
+        assert set(rows.lengths) <= set(range(1024, 2049))
+    train, test = data.splits["train"], data.splits["test"]
+    assert isinstance(train, SequenceRows) and isinstance(test, SequenceRows) and isinstance(test.store, RecordWindows)
+    linear = KmerLinear(train.store, train.labels, test.store, test.labels, "classification", 5, ks=(3,))
+    task = WindowVote(**{key: value for key, value in data.task_options().items() if key != "_target_"})
+    metrics = task.metrics()
+    batch = {"labels": torch.from_numpy(test.labels), "record": torch.from_numpy(test.store.records)}
+    task.update(metrics, task.outputs_from(torch.from_numpy(linear.predict(test.store)).float()), batch)
+    scores = {name: float(value) for name, value in metrics.compute().items()}
+    assert 0.6 < scores["accuracy"] < 0.9
+    assert scores["record_accuracy"] > scores["accuracy"] + 0.05

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from longseq.ops.diagonal_ssm import Discretization, diagonal_ssm, diagonal_ssm_kernel, diagonal_ssm_step
+from tests.longseq.ops.comparison import assert_all_close, random_rows, run_with_gradients
 
 LENGTHS = [1, 2, 63, 64, 100, 257]
 
@@ -31,46 +32,16 @@ def make_inputs(length: int, seed: int, dtype: torch.dtype = torch.float64, widt
     return {name: tensor.to(dtype).requires_grad_() for name, tensor in made.items()}
 
 
-def run_with_gradients(inputs: dict[str, Any], seed: int = 7, **options: Any) -> dict[str, Tensor]:
-    """Outputs and the gradients of a random projection of both of them."""
-    inputs = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
-    y, state = diagonal_ssm(**inputs, **options)
-    generator = torch.Generator().manual_seed(seed)
-    weights = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype) for t in (y, state)]
-    loss = sum((t * weight).sum() for t, weight in zip((y, state), weights, strict=True))
-    gradients = torch.autograd.grad(loss, list(inputs.values()))  # type: ignore[arg-type]
-    return {"y": y.detach(), "state": state.detach()} | {f"d{k}": v for k, v in zip(inputs, gradients, strict=True)}
-
-
-def assert_all_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    """Within `tolerance` of each tensor's own largest element."""
-    assert found.keys() == expected.keys()
-    for name, want in expected.items():
-        assert torch.isfinite(found[name]).all(), name
-        scale = want.abs().max().item() + 1e-30
-        error = (found[name].double() - want.double()).abs().max().item() / scale
-        assert error <= tolerance, f"{name}: relative error {error:.2e} > {tolerance:.0e}"
-
-
-def random_rows(length: int, seed: int) -> tuple[Tensor, Tensor]:
-    """A mask with padding on both sides and holes, and segment ids that also change under the padding."""
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.rand(2, length, generator=generator) > 0.2
-    mask[0, : length // 3] = False
-    mask[1, length - length // 4 :] = False
-    segments = (torch.rand(2, length, generator=generator) > 0.9).cumsum(1)
-    segments[1, length - length // 4 :] = -1
-    return mask, segments
-
-
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("discretization", ["zoh", "bilinear"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_chunked_matches_reference_in_float64(length: int, discretization: str, reverse: bool) -> None:
     inputs = make_inputs(length, seed=length)
     options: dict[str, Any] = {"discretization": discretization, "reverse": reverse}
-    expected = run_with_gradients(inputs, implementation="reference", **options)
-    assert_all_close(run_with_gradients(inputs, implementation="chunked", chunk_size=32, **options), expected, 1e-10)
+    expected = run_with_gradients(diagonal_ssm, inputs, implementation="reference", **options)
+    assert_all_close(
+        run_with_gradients(diagonal_ssm, inputs, implementation="chunked", chunk_size=32, **options), expected, 1e-10
+    )
 
 
 @pytest.mark.parametrize("traced", [False, True])
@@ -84,10 +55,10 @@ def test_masks_and_segments_match_reference(
     inputs = make_inputs(length, seed=length + 1)
     mask, segments = random_rows(length, seed=length)
     options: dict[str, Any] = {"mask_BL": mask if use_mask else None, "segment_ids_BL": segments if use_segments else None}
-    expected = run_with_gradients(inputs, implementation="reference", reverse=reverse, **options)
+    expected = run_with_gradients(diagonal_ssm, inputs, implementation="reference", reverse=reverse, **options)
     if traced:
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    found = run_with_gradients(inputs, implementation="chunked", chunk_size=16, reverse=reverse, **options)
+    found = run_with_gradients(diagonal_ssm, inputs, implementation="chunked", chunk_size=16, reverse=reverse, **options)
     assert_all_close(found, expected, 1e-10)
 
 
@@ -106,8 +77,8 @@ def test_low_precision_stays_near_float64(dtype: torch.dtype, tolerance: float, 
     inputs = make_inputs(length, seed=length + 2)
     # Parameters stay fp32, as in a model under mixed precision; only the input is rounded.
     low = {name: tensor.detach().to(dtype if name == "x_BLD" else torch.float32) for name, tensor in inputs.items()}
-    exact = run_with_gradients({k: v.double() for k, v in low.items()}, implementation="reference")
-    found = run_with_gradients(low, implementation="chunked")
+    exact = run_with_gradients(diagonal_ssm, {k: v.double() for k, v in low.items()}, implementation="reference")
+    found = run_with_gradients(diagonal_ssm, low, implementation="chunked")
     assert found["y"].dtype == dtype
     assert found["state"].dtype == torch.float32
     assert_all_close(found, exact, tolerance)
@@ -119,9 +90,12 @@ def test_extreme_step_sizes_stay_finite_and_exact(dt: float, discretization: Dis
     inputs = make_inputs(300, seed=3)
     inputs["dt_D"] = torch.full_like(inputs["dt_D"], dt)
     inputs["A_real_DN"] = torch.full_like(inputs["A_real_DN"], -0.5)
-    exact = run_with_gradients(inputs, implementation="reference", discretization=discretization)
+    exact = run_with_gradients(diagonal_ssm, inputs, implementation="reference", discretization=discretization)
     found = run_with_gradients(
-        {k: v.detach().float() for k, v in inputs.items()}, implementation="chunked", discretization=discretization
+        diagonal_ssm,
+        {k: v.detach().float() for k, v in inputs.items()},
+        implementation="chunked",
+        discretization=discretization,
     )
     # At dt = 20 an fp32 pole angle of hundreds of turns is itself only known to 1e-5.
     assert_all_close(found, exact, 1e-3 if dt == 20.0 else 5e-5)
@@ -144,10 +118,10 @@ def test_nan_under_the_mask_reaches_nothing() -> None:
     mask, segments = random_rows(70, seed=5)
     both: list[dict[str, Any]] = [{"mask_BL": mask}, {"mask_BL": mask, "segment_ids_BL": segments}]
     for options in both:
-        clean = run_with_gradients(inputs, **options)
+        clean = run_with_gradients(diagonal_ssm, inputs, **options)
         poisoned = {name: tensor.detach().clone() for name, tensor in inputs.items()}
         poisoned["x_BLD"][~mask] = float("nan")
-        assert_all_close(run_with_gradients(poisoned, **options), clean, 0.0)
+        assert_all_close(run_with_gradients(diagonal_ssm, poisoned, **options), clean, 0.0)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -180,7 +154,7 @@ def test_packed_documents_equal_separate_ones(edges: list[int]) -> None:
 
 def test_state_carries_over_random_splits_with_gradients() -> None:
     inputs = make_inputs(150, seed=8)
-    whole = run_with_gradients(inputs)
+    whole = run_with_gradients(diagonal_ssm, inputs)
     split: dict[str, Any] = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
     cuts = [0, *sorted(torch.randperm(149, generator=torch.Generator().manual_seed(9))[:5].add(1).tolist()), 150]
     state, ys = split["initial_state_BDN2"], []
@@ -302,8 +276,7 @@ def test_wrong_arguments_are_named(change: dict[str, Any], error: type[Exception
         diagonal_ssm(**{**inputs, **change})
 
 
-def test_unavailable_triton_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longseq.ops.diagonal_ssm._HAS_TRITON", False)
+def test_unavailable_triton_is_an_error() -> None:
     with pytest.raises(ValueError, match="not available"):
         diagonal_ssm(**make_inputs(4, seed=16), implementation="triton")
 

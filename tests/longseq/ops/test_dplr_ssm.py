@@ -10,6 +10,7 @@ from torch import Tensor
 from longseq.layers.hippo import legs_low_rank, legs_matrices
 from longseq.ops.dplr_ssm import KernelMethod, dplr_ssm, dplr_ssm_kernel, dplr_ssm_step, undo_length_correction
 from longseq.ops.dplr_ssm.cauchy import correct_for_length
+from tests.longseq.ops.comparison import assert_all_close, run_with_gradients
 
 PARAMETERS = ("dt_D", "A_real_DN", "A_imag_DN", "P_DN2", "B_DN2", "C_DN2")
 
@@ -43,32 +44,12 @@ def legs_parameters(dtype: torch.dtype = torch.float64, n_states: int = 64) -> l
     return [t.to(dtype) for t in (dt_D, *shared, C_DN2)]
 
 
-def run_with_gradients(inputs: dict[str, Any], seed: int = 7, **options: Any) -> dict[str, Tensor]:
-    """Outputs and the gradients of a random projection of both of them."""
-    inputs = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
-    y, state = dplr_ssm(**inputs, **options)
-    generator = torch.Generator().manual_seed(seed)
-    weights = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype) for t in (y, state)]
-    loss = sum((t * weight).sum() for t, weight in zip((y, state), weights, strict=True))
-    gradients = torch.autograd.grad(loss, list(inputs.values()))  # type: ignore[arg-type]
-    return {"y": y.detach(), "state": state.detach()} | {f"d{k}": v for k, v in zip(inputs, gradients, strict=True)}
-
-
-def assert_all_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    """Within `tolerance` of each tensor's own largest element."""
-    assert found.keys() == expected.keys()
-    for name, want in expected.items():
-        assert torch.isfinite(found[name]).all(), name
-        error = (found[name].double() - want.double()).abs().max().item() / (want.abs().max().item() + 1e-30)
-        assert error <= tolerance, f"{name}: relative error {error:.2e} > {tolerance:.0e}"
-
-
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 100, 257])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_chunked_matches_reference_in_float64(length: int, reverse: bool) -> None:
     inputs = make_inputs(length, seed=length)
-    expected = run_with_gradients(inputs, implementation="reference", reverse=reverse)
-    assert_all_close(run_with_gradients(inputs, chunk_size=32, reverse=reverse), expected, 1e-10)
+    expected = run_with_gradients(dplr_ssm, inputs, implementation="reference", reverse=reverse)
+    assert_all_close(run_with_gradients(dplr_ssm, inputs, chunk_size=32, reverse=reverse), expected, 1e-10)
 
 
 @pytest.mark.parametrize("traced", [False, True])
@@ -83,27 +64,27 @@ def test_masks_and_segments_match_reference(
     mask[0, :20], mask[1, 50:] = False, False
     segments = (torch.rand(2, 70, generator=generator) > 0.9).cumsum(1) if use_segments else None
     options: dict[str, Any] = {"mask_BL": mask, "segment_ids_BL": segments, "reverse": reverse}
-    expected = run_with_gradients(inputs, implementation="reference", **options)
+    expected = run_with_gradients(dplr_ssm, inputs, implementation="reference", **options)
     if traced:
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert_all_close(run_with_gradients(inputs, chunk_size=16, **options), expected, 1e-10)
+    assert_all_close(run_with_gradients(dplr_ssm, inputs, chunk_size=16, **options), expected, 1e-10)
 
 
 def test_nan_under_the_mask_reaches_nothing() -> None:
     inputs = make_inputs(40, seed=3)
     mask = torch.rand(2, 40, generator=torch.Generator().manual_seed(3)) > 0.3
-    clean = run_with_gradients(inputs, mask_BL=mask)
+    clean = run_with_gradients(dplr_ssm, inputs, mask_BL=mask)
     poisoned = {name: tensor.detach().clone() for name, tensor in inputs.items()}
     poisoned["x_BLD"][~mask] = float("nan")
-    assert_all_close(run_with_gradients(poisoned, mask_BL=mask), clean, 0.0)
+    assert_all_close(run_with_gradients(dplr_ssm, poisoned, mask_BL=mask), clean, 0.0)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-5), (torch.bfloat16, 2e-2)])
 def test_low_precision_stays_near_float64(dtype: torch.dtype, tolerance: float) -> None:
     inputs = make_inputs(257, seed=4)
     low = {name: tensor.detach().to(dtype if name == "x_BLD" else torch.float32) for name, tensor in inputs.items()}
-    exact = run_with_gradients({k: v.double() for k, v in low.items()}, implementation="reference")
-    found = run_with_gradients(low)
+    exact = run_with_gradients(dplr_ssm, {k: v.double() for k, v in low.items()}, implementation="reference")
+    found = run_with_gradients(dplr_ssm, low)
     assert found["y"].dtype == dtype
     assert found["state"].dtype == torch.float32
     assert_all_close(found, exact, tolerance)
@@ -111,7 +92,7 @@ def test_low_precision_stays_near_float64(dtype: torch.dtype, tolerance: float) 
 
 def test_state_carries_over_random_splits_with_gradients() -> None:
     inputs = make_inputs(150, seed=5)
-    whole = run_with_gradients(inputs)
+    whole = run_with_gradients(dplr_ssm, inputs)
     split: dict[str, Any] = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
     cuts = [0, *sorted(torch.randperm(149, generator=torch.Generator().manual_seed(9))[:5].add(1).tolist()), 150]
     state, ys = split["initial_state_BDN2"], []

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from longseq.ops.ssd import Implementation, ssd, ssd_step
+from tests.longseq.ops.comparison import assert_all_close, random_rows, run_with_gradients
 
 LENGTHS = [1, 2, 63, 64, 100, 257]
 SIZES = {"n_batch": 2, "n_heads": 4, "width": 3, "n_groups": 2, "n_state": 5}
@@ -34,45 +35,13 @@ def make_inputs(length: int, seed: int, dtype: torch.dtype = torch.float64, **si
     return {name: tensor.to(dtype).requires_grad_() for name, tensor in made.items()}
 
 
-def run_with_gradients(inputs: dict[str, Any], seed: int = 7, **options: Any) -> dict[str, Tensor]:
-    """Outputs and the gradients of a random projection of both of them."""
-    inputs = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
-    y, state = ssd(**inputs, **options)
-    generator = torch.Generator().manual_seed(seed)
-    weights = [torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype) for t in (y, state)]
-    loss = sum((t * weight).sum() for t, weight in zip((y, state), weights, strict=True))
-    gradients = torch.autograd.grad(loss, list(inputs.values()))  # type: ignore[arg-type]
-    return {"y": y.detach(), "state": state.detach()} | {f"d{k}": v for k, v in zip(inputs, gradients, strict=True)}
-
-
-def assert_all_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    """Within `tolerance` of each tensor's own largest element."""
-    assert found.keys() == expected.keys()
-    for name, want in expected.items():
-        assert torch.isfinite(found[name]).all(), name
-        scale = want.abs().max().item() + 1e-30
-        error = (found[name].double() - want.double()).abs().max().item() / scale
-        assert error <= tolerance, f"{name}: relative error {error:.2e} > {tolerance:.0e}"
-
-
-def random_rows(length: int, seed: int) -> tuple[Tensor, Tensor]:
-    """A mask with padding on both sides and holes, and segment ids that also change under the padding."""
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.rand(2, length, generator=generator) > 0.2
-    mask[0, : length // 3] = False
-    mask[1, length - length // 4 :] = False
-    segments = (torch.rand(2, length, generator=generator) > 0.9).cumsum(1)
-    segments[1, length - length // 4 :] = -1
-    return mask, segments
-
-
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_chunked_matches_reference_in_float64(length: int, reverse: bool) -> None:
     inputs = make_inputs(length, seed=length)
     options = {"dt_softplus": True, "reverse": reverse}
-    expected = run_with_gradients(inputs, implementation="reference", **options)
-    found = run_with_gradients(inputs, implementation="chunked", chunk_size=32, **options)
+    expected = run_with_gradients(ssd, inputs, implementation="reference", **options)
+    found = run_with_gradients(ssd, inputs, implementation="chunked", chunk_size=32, **options)
     assert_all_close(found, expected, 1e-11)
 
 
@@ -85,8 +54,8 @@ def test_masks_and_segments_match_reference(length: int, use_mask: bool, use_seg
     mask, segments = random_rows(length, seed=length)
     options: dict[str, Any] = {"dt_softplus": True, "reverse": reverse}
     options |= {"mask_BL": mask if use_mask else None, "segment_ids_BL": segments if use_segments else None}
-    expected = run_with_gradients(inputs, implementation="reference", **options)
-    assert_all_close(run_with_gradients(inputs, implementation="chunked", chunk_size=16, **options), expected, 1e-11)
+    expected = run_with_gradients(ssd, inputs, implementation="reference", **options)
+    assert_all_close(run_with_gradients(ssd, inputs, implementation="chunked", chunk_size=16, **options), expected, 1e-11)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 2e-2)])
@@ -94,8 +63,8 @@ def test_masks_and_segments_match_reference(length: int, use_mask: bool, use_seg
 def test_low_precision_stays_near_float64(dtype: torch.dtype, tolerance: float, length: int) -> None:
     # Rounded once, so that only the arithmetic differs and not the inputs.
     inputs = {name: tensor.detach().to(dtype) for name, tensor in make_inputs(length, seed=length + 2).items()}
-    exact = run_with_gradients({k: v.double() for k, v in inputs.items()}, implementation="reference", dt_softplus=True)
-    found = run_with_gradients(inputs, implementation="chunked", dt_softplus=True)
+    exact = run_with_gradients(ssd, {k: v.double() for k, v in inputs.items()}, implementation="reference", dt_softplus=True)
+    found = run_with_gradients(ssd, inputs, implementation="chunked", dt_softplus=True)
     assert found["y"].dtype == dtype
     assert found["state"].dtype == torch.float32
     assert_all_close(found, exact, tolerance)
@@ -109,19 +78,19 @@ def test_extreme_step_sizes_stay_finite_and_exact(dt: float | str) -> None:
     inputs["dt_BLH"] = torch.zeros_like(inputs["dt_BLH"]) + value
     inputs["dt_bias_H"] = torch.zeros_like(inputs["dt_bias_H"])
     inputs["A_H"] = torch.tensor([-16.0, -1.0, -0.01, -4.0], dtype=torch.float64)
-    expected = run_with_gradients(inputs, implementation="reference")
-    found = run_with_gradients({k: v.detach().float() for k, v in inputs.items()}, implementation="chunked")
+    expected = run_with_gradients(ssd, inputs, implementation="reference")
+    found = run_with_gradients(ssd, {k: v.detach().float() for k, v in inputs.items()}, implementation="chunked")
     assert_all_close(found, expected, 5e-5)
 
 
 def test_nan_under_the_mask_reaches_nothing() -> None:
     inputs = make_inputs(70, seed=4)
     mask, _ = random_rows(70, seed=4)
-    clean = run_with_gradients(inputs, mask_BL=mask, dt_softplus=True, implementation="chunked")
+    clean = run_with_gradients(ssd, inputs, mask_BL=mask, dt_softplus=True, implementation="chunked")
     poisoned = {name: tensor.detach().clone() for name, tensor in inputs.items()}
     for name in ("x_BLHP", "dt_BLH", "B_BLGN", "C_BLGN"):
         poisoned[name][~mask] = float("nan")
-    found = run_with_gradients(poisoned, mask_BL=mask, dt_softplus=True, implementation="chunked")
+    found = run_with_gradients(ssd, poisoned, mask_BL=mask, dt_softplus=True, implementation="chunked")
     assert_all_close(found, clean, 0.0)
 
 
@@ -156,7 +125,7 @@ def test_packed_documents_equal_separate_ones() -> None:
 
 def test_state_carries_over_random_splits_with_gradients() -> None:
     inputs = make_inputs(150, seed=8)
-    whole = run_with_gradients(inputs, dt_softplus=True)
+    whole = run_with_gradients(ssd, inputs, dt_softplus=True)
     split: dict[str, Any] = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
     cuts = [0, *sorted(torch.randperm(149, generator=torch.Generator().manual_seed(9))[:5].add(1).tolist()), 150]
     state, ys = split["initial_state_BHPN"], []
@@ -187,12 +156,12 @@ def test_steps_equal_the_whole() -> None:
 def test_blocks_and_the_traced_form_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = make_inputs(300, seed=11, n_batch=1)
     mask = torch.rand(1, 300, generator=torch.Generator().manual_seed(2)) > 0.1
-    expected = run_with_gradients(inputs, mask_BL=mask, dt_softplus=True, implementation="reference")
+    expected = run_with_gradients(ssd, inputs, mask_BL=mask, dt_softplus=True, implementation="reference")
     monkeypatch.setattr("longseq.ops.ssd.chunked.CPU_BLOCK_ELEMENTS", 200)
-    assert_all_close(run_with_gradients(inputs, mask_BL=mask, dt_softplus=True, chunk_size=4), expected, 1e-11)
+    assert_all_close(run_with_gradients(ssd, inputs, mask_BL=mask, dt_softplus=True, chunk_size=4), expected, 1e-11)
     # 150 chunks of 2: the traced form passes states in groups of 64 chunks.
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert_all_close(run_with_gradients(inputs, mask_BL=mask, dt_softplus=True, chunk_size=2), expected, 1e-11)
+    assert_all_close(run_with_gradients(ssd, inputs, mask_BL=mask, dt_softplus=True, chunk_size=2), expected, 1e-11)
 
 
 def test_exports_with_dynamic_batch_and_length() -> None:
@@ -244,7 +213,6 @@ def test_wrong_arguments_are_named(change: dict[str, Any], error: type[Exception
         ssd(**{**inputs, **change})
 
 
-def test_unavailable_triton_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("longseq.ops.ssd._HAS_TRITON", False)
+def test_unavailable_triton_is_an_error() -> None:
     with pytest.raises(ValueError, match="not available"):
         ssd(**make_inputs(4, seed=16), implementation="triton")

@@ -1,5 +1,6 @@
 """Caduceus Ph and PS files, against the published equations and the wiring of the published weights, in float64."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu, softplus
 
+from longseq.checkpoint import load_model, save_model
 from longseq.errors import CheckpointError
 from longseq.pretrained import load_pretrained
 
@@ -150,6 +152,44 @@ def test_files_without_the_tied_tensors_are_complete(write_checkpoint: Callable[
     assert not report.reinitialized
 
 
+def published_unfused(weights: dict[str, Tensor], ids: Tensor) -> Tensor:
+    """The branch without fused norms: each strand in its own half all the way."""
+    w = {name.removeprefix("caduceus.backbone."): x.double() for name, x in weights.items()}
+    table, complement = w["embeddings.word_embeddings.embedding.weight"], torch.tensor(COMPLEMENT)
+    low, high = table[ids], turn(table[complement[ids.flip(1)]])
+    for i in range(LAYERS):
+        weight, at = w[f"layers.{i}.norm.submodule.weight"], f"layers.{i}.mixer.submodule."
+        low = low + both_directions(w, at, rms(low, weight))
+        high = high + turn(both_directions(w, at, rms(turn(high), weight)))
+    low, high = rms(low, w["norm_f.submodule.weight"]), turn(rms(turn(high), w["norm_f.submodule.weight"]))
+    head = w["lm_head.lm_head.weight"]
+    return low @ head.T + high.flip(-1) @ head[complement].T
+
+
+def test_strands_that_do_not_change_places(write_checkpoint: Callable[..., Path]) -> None:
+    weights = {re.sub(r"\.(norm|norm_f)\.weight$", r".\1.submodule.weight", name): x for name, x in file_weights(True).items()}
+    model, report = load_pretrained(write_checkpoint({**CONFIG, "rcps": True, "fused_add_norm": False}, weights))
+    ids = torch.randint(7, 12, (2, 21))
+    with torch.no_grad():
+        expected = published_unfused(weights, ids)
+        assert (model.double()(ids) - expected).abs().max() <= 1e-9
+    fused, _ = load_pretrained(write_checkpoint({**CONFIG, "rcps": True}, file_weights(True)))
+    assert not report.unexpected and not report.missing
+    assert model.config["backbone"]["exchange"] is False and "exchange" not in fused.config["backbone"]
+
+
+def test_a_tied_head_of_both_strands_is_one_parameter(write_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    weights = file_weights(True)
+    weights["lm_head.lm_head.weight"] = weights["caduceus.backbone.embeddings.word_embeddings.embedding.weight"].clone()
+    model, report = load_pretrained(write_checkpoint({**CONFIG, "rcps": True}, weights))
+    assert model.head.projection.weight is model.embedding.strand.embedding.weight  # type: ignore[union-attr]
+    assert report.tied == {"head.projection.weight": "embedding.strand.embedding.weight"}
+    again = load_model(save_model(model, tmp_path / "saved"))
+    ids = torch.randint(7, 12, (1, 9))
+    assert torch.equal(again(ids), model(ids))
+    assert again.head.projection.weight is again.embedding.strand.embedding.weight  # type: ignore[union-attr]
+
+
 def test_ps_is_equivariant_with_a_pooled_head(write_checkpoint: Callable[..., Path]) -> None:
     folder = write_checkpoint(CONFIG, file_weights(True))
     model, report = load_pretrained(folder, head={"name": "strand_pool", "n_outputs": 2})
@@ -162,7 +202,6 @@ def test_ps_is_equivariant_with_a_pooled_head(write_checkpoint: Callable[..., Pa
 def test_other_variants_are_refused(write_checkpoint: Callable[..., Path]) -> None:
     weights = file_weights(True)
     for change, problem in (
-        ({"fused_add_norm": False}, "fused_add_norm=false"),
         ({"bidirectional_strategy": "ew_multiply"}, "bidirectional_strategy"),
         ({"bidirectional_weight_tie": False}, "bidirectional_weight_tie"),
         ({"complement_map": {"7": 8, "8": 9, "9": 7}}, "no pairing"),

@@ -230,7 +230,6 @@ def test_minimal_example(write_checkpoint: Callable[..., Path]) -> None:
     [
         ({"model.layers.0.norm.norm.running_mean": torch.zeros(H)}, "batch norm"),
         ({"model.layers.0.norm.norm.m": torch.zeros(1)}, "one scale for all channels"),
-        ({"model.d_layers.0.linear.weight": torch.zeros(2)}, "SaShiMi"),
         ({"model.layers.0.layer.output_linear.0.weight_g": torch.zeros(2)}, "weight norm"),
         ({"model.layers.0.layer.layer.kernel.C": torch.zeros(2, H, N, 2)}, "2 sets of C"),
         ({"model.layers.0.layer.layer.kernel.inv_dt": torch.zeros(H, N)}, "one step size per channel"),

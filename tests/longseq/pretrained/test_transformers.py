@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from longseq.backbones.longformer import global_tokens
 from longseq.checkpoint import load_model, save_model
+from longseq.errors import CheckpointError
 from longseq.pretrained import detect_format, load_pretrained
 from longseq.registry import create_mixer
 
@@ -42,6 +43,11 @@ MODELS: dict[str, tuple[str, dict[str, Any], str]] = {
     "mamba-untied": ("Mamba", {**SIZES, "tie_word_embeddings": False, "use_bias": True, "time_step_rank": 5}, "mamba"),
     "falcon": ("FalconMamba", {**SIZES, "tie_word_embeddings": False, "mixer_rms_eps": 1e-3}, "mamba"),
     "mamba2": ("Mamba2", {**SIZES, "num_heads": 8, "head_dim": 8, "state_size": 16, "n_groups": 2, "chunk_size": 16}, "mamba2"),
+    "mamba2-limits": (
+        "Mamba2",
+        {**SIZES, "num_heads": 4, "head_dim": 16, "n_groups": 1, "time_step_limit": (0.02, 0.05), "layer_norm_epsilon": 1e-3},
+        "mamba2",
+    ),
     "mamba2-tied": ("Mamba2", {**SIZES, "num_heads": 4, "head_dim": 16, "n_groups": 1, "tie_word_embeddings": True}, "mamba2"),
 }
 
@@ -131,6 +137,31 @@ def test_fine_tuned_longformers_keep_their_heads(kind: str, tmp_path: Path) -> N
         answer = theirs(ids, global_attention_mask=first)
         expected = torch.stack([answer.start_logits, answer.end_logits], -1) if kind == "QuestionAnswering" else answer.logits
         assert largest_error(ours(ids), expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("how", ["copy", "interpolate"])
+def test_positions_beyond_the_table(how: str, tmp_path: Path) -> None:
+    theirs = transformers.LongformerForMaskedLM(transformers.LongformerConfig(**LONGFORMER))
+    folder = saved(theirs, tmp_path / "m")
+    plain, _ = load_pretrained(folder)
+    table = plain.state_dict()["embedding.positions.weight"]
+    published = len(table) - 2
+    longer, report = load_pretrained(folder, max_length=2 * published, positions=how)
+    found = longer.state_dict()["embedding.positions.weight"]
+    assert len(found) == 2 * published + 2 and torch.equal(found[:2], table[:2])
+    assert any(f"positions={how}" in note for note in report.notes)
+    if how == "copy":
+        assert torch.equal(found[2:], table[2:].repeat(2, 1))
+        ids = torch.randint(3, 60, (1, 16))
+        assert torch.equal(longer(ids), plain(ids))
+    else:
+        torch.testing.assert_close(found[[2, -1]], table[[2, -1]])
+        # Row k of the longer table lies at place k (n - 1) / (2 n - 1) of the published one.
+        place = 7 * (published - 1) / (2 * published - 1)
+        low, share = int(place), place - int(place)
+        torch.testing.assert_close(found[9], (1 - share) * table[2 + low] + share * table[3 + low])
+    with pytest.raises(CheckpointError, match="copy or interpolate"):
+        load_pretrained(folder, positions="guess")
 
 
 def test_a_new_head_is_initialised_and_the_backbone_is_not(tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""Block sizes of the diagonal recurrence's kernels, by GPU family; measured figures are in README.md."""
+
+import functools
+from typing import NamedTuple
+
+import torch
+
+
+class Tile(NamedTuple):
+    """Rows (of chunks) that a program runs side by side, its warps, and chunks in flight."""
+
+    rows: int
+    warps: int
+    stages: int
+
+
+class Choices(NamedTuple):
+    """One family's choices for 16-bit inputs; fp32 has twice the bytes and three products for one.
+
+    Attributes:
+        passes: first pass.
+        outputs: second pass.
+        gradients: backward, with up to 64 rows in a channel.
+        gradients_many: backward, with more.
+        fp32: both passes, for fp32 inputs.
+        fp32_gradients: backward, for fp32 inputs.
+    """
+
+    passes: Tile
+    outputs: Tile
+    gradients: Tile
+    gradients_many: Tile
+    fp32: Tile
+    fp32_gradients: Tile
+
+
+_SAFE = Choices(Tile(32, 4, 2), Tile(32, 4, 2), Tile(32, 8, 1), Tile(32, 8, 1), Tile(16, 4, 1), Tile(16, 8, 1))
+_HOPPER = Choices(Tile(64, 4, 3), Tile(64, 4, 4), Tile(64, 4, 2), Tile(128, 8, 1), Tile(32, 4, 2), Tile(32, 8, 1))
+# By (major) compute capability. What is not in the table has less shared memory, or has not been measured.
+BY_FAMILY = {9: _HOPPER, 10: _HOPPER}
+# Positions by channels of a transposed tile.
+TRANSPOSE = {"places": 64, "channels": 64, "warps": 8}
+# Programs that keep a large GPU busy.
+PROGRAMS = 1024
+
+
+@functools.lru_cache
+def _family(device: torch.device) -> int:
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+
+
+def tile(kernel: str, device: torch.device, *, fp32: bool, modes: int, rows: int) -> Tile:
+    """How a kernel ("passes", "outputs", "gradients") runs on a device."""
+    choices = BY_FAMILY.get(_family(device), _SAFE)
+    if fp32:
+        chosen = choices.fp32_gradients if kernel == "gradients" else choices.fp32
+    elif kernel == "gradients" and rows > 64:
+        chosen = choices.gradients_many
+    else:
+        chosen = getattr(choices, kernel)
+    return chosen if modes <= 32 else chosen._replace(rows=max(16, chosen.rows // 2))

@@ -1,0 +1,49 @@
+"""Block sizes of SSD's kernels: one table, by GPU family and by how wide the products are."""
+
+from typing import NamedTuple
+
+# The largest head and state, and the most elements of a state, whose tiles fit into registers and shared memory.
+MAX_WIDTH, MAX_STATES, MAX_STATE_ELEMENTS = 128, 256, 16384
+
+
+class Choice(NamedTuple):
+    """How the kernels are run.
+
+    Attributes:
+        chunk: positions of a chunk, at least 16; one state is kept for each chunk when a backward pass will follow.
+        warps: warps of a program that walks through the chunks of a head.
+        stages: chunks whose inputs are on their way at a time.
+        programs: the sequence is cut into stretches of chunks until there are this many programs.
+        heads: heads whose gradients a program of the backward pass makes, one after another.
+        grad_warps: its warps.
+    """
+
+    chunk: int
+    warps: int = 4
+    stages: int = 2
+    programs: int = 256
+    heads: int = 8
+    grad_warps: int = 8
+
+    def stretches(self, batch: int, n_heads: int, n_chunks: int) -> int:
+        """Into how many stretches of time the sequence is cut."""
+        tiles = batch * n_heads
+        # A second stretch costs a pass over the inputs, so a little too few programs are better.
+        if 3 * tiles >= 2 * self.programs:
+            return 1
+        return max(1, min(-(-self.programs // tiles), n_chunks // 8))
+
+
+# What fits the smallest shared memory: 16-bit inputs, float32 inputs.
+_SAFE = (Choice(32, stages=1), Choice(16, stages=1, grad_warps=4))
+_BY_FAMILY = {9: (Choice(64), Choice(32)), 10: (Choice(64), Choice(32))}
+
+
+def choose(capability: int, wide: bool) -> Choice:
+    """The choice for a major compute capability; `wide` products are of float32."""
+    return _BY_FAMILY.get(capability, _SAFE)[wide]
+
+
+def block_of(size: int) -> int:
+    """The power of two, at least 16, that holds a dimension of a product."""
+    return max(16, 1 << (size - 1).bit_length())

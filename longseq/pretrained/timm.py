@@ -1,0 +1,96 @@
+"""Vision transformers of timm (ViT, DeiT), as its hub repositories and `timm.create_model(...).state_dict()` hold them.
+
+The baseline for images: the encoder's blocks are timm's own, patches, positions, class token and classifier are ours. A file
+without timm's config.json needs the option `model`, timm's name of the architecture.
+"""
+
+import re
+from collections.abc import Collection
+from typing import Any
+
+from longseq.errors import CheckpointError
+from longseq.pretrained._formats import PretrainedInfo
+from longseq.pretrained._renames import Config, Options, Renaming, Weights, count, find, rename_keys
+from longseq.pretrained._vision_mamba import grid_side, split_positions
+
+CHECKPOINTS = tuple(
+    PretrainedInfo(f"timm/{name}", "timm", "vision", parameters, 197, "Apache-2.0")
+    for name, parameters in (
+        ("vit_tiny_patch16_224.augreg_in21k_ft_in1k", "5.7M"),
+        ("vit_small_patch16_224.augreg_in21k_ft_in1k", "22M"),
+        ("vit_base_patch16_224.augreg_in21k_ft_in1k", "87M"),
+        ("deit_tiny_patch16_224.fb_in1k", "5.7M"),
+        ("deit_small_patch16_224.fb_in1k", "22M"),
+    )
+)
+OPTIONS: Options = {"model": None}
+TOKENS: dict[str, int] = {}
+_UNSUPPORTED = (
+    (r"(dist_token|head_dist\..+)", "a distillation token"),
+    (r"reg_token", "register tokens"),
+    (r"norm_pre\..+", "a norm before the first block"),
+    (r"fc_norm\..+|attn_pool\..+", "a classifier on pooled patches"),
+    (r"blocks\.\d+\.attn\.(q|k)_norm\..+|rope\..+", "attention that the encoder here does not have"),
+)
+
+
+def matches(config: Config, keys: Collection[str]) -> bool:
+    """Its blocks have timm's fused attention behind a patch embedding."""
+    del config
+    return "blocks.0.attn.qkv.weight" in keys and "patch_embed.proj.weight" in keys
+
+
+def model_config(config: Config, weights: Weights, options: Options) -> dict[str, Any]:
+    """Sizes from the tensors; the architecture's name, and with it its number of heads, from config.json."""
+    for pattern, what in _UNSUPPORTED:
+        for name in weights:
+            if re.fullmatch(pattern, name):
+                raise CheckpointError(f"the checkpoint has {name}, of {what}: it cannot be loaded")
+    model = options["model"] or config.get("architecture")
+    if model is None:
+        raise CheckpointError(
+            "no config.json with an `architecture` stands beside the weights: say timm's name of the network with the format's "
+            "option model, such as model=vit_tiny_patch16_224"
+        )
+    patches = find(weights, r"patch_embed\.proj\.weight", "patch embedding")
+    side = grid_side(find(weights, "pos_embed", "table of positions"))
+    published = config.get("pretrained_cfg") or config
+    return {
+        "embedding": {
+            "name": "patch",
+            "size": [side * patches.shape[-1]] * 2,
+            "patch": patches.shape[-1],
+            "n_channels": patches.shape[1],
+            "class_token": "front",
+            "mean": list(published.get("mean", (0.5,) * patches.shape[1])),
+            "std": list(published.get("std", (0.5,) * patches.shape[1])),
+        },
+        "backbone": {
+            "name": "timm",
+            "model": str(model).split(".")[0],
+            "d_model": patches.shape[0],
+            "n_layers": count(weights, r"^blocks\.(\d+)\."),
+            **({"n_heads": int(config["num_heads"])} if "num_heads" in config else {}),
+        },
+        "head": {"name": "class_token", "n_outputs": _n_classes(weights), "place": "front"},
+    }
+
+
+def _n_classes(weights: Weights) -> int:
+    return weights["head.weight"].shape[0] if "head.weight" in weights else 1
+
+
+def rename(weights: Weights, config: Config, options: Options) -> Renaming:
+    """Blocks and the last norm keep their names."""
+    del config, options
+    rules = [
+        (r"(blocks\.\d+\..+)", r"backbone.\1"),
+        (r"norm\.(weight|bias)", r"backbone.norm.\1"),
+        (r"patch_embed\.proj\.(weight|bias)", r"embedding.projection.\1"),
+        (r"cls_token", "embedding.class_vector"),
+        (r"pos_embed", "embedding.space_positions"),
+        (r"head\.(weight|bias)", r"head.projection.\1"),
+    ]
+    renaming = rename_keys(weights, rules)
+    split_positions(renaming, 0)
+    return renaming

@@ -1,0 +1,201 @@
+"""Write a pretrained model's features of new files: longseq embed pretrained=… data.predict=… output=embeddings.npy.
+
+One vector per row, pooled over its real positions, or with pool=none one per position; ids and coordinates stay with them.
+Rows are read and written in parts, so neither the input nor the output need fit into memory. Models of both DNA strands give
+the average of the two, which does not depend on the strand that was read.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from longseq.domains.loading import LengthBatches
+from longseq.errors import ConfigError
+from longseq.heads import POOLS, pool_positions
+from longseq.model import SequenceModel
+from longseq.pipelines.cli import CONFIGS, nearest
+from longseq.pipelines.console import format_value
+from longseq.pipelines.embedding_files import open_writer
+from longseq.pipelines.finetune_model import check_named
+from longseq.pipelines.finetune_probe import autocast_dtype
+from longseq.pipelines.fit import build, quiet_lightning
+from longseq.pipelines.run_folder import CONFIG, read_config
+from longseq.pipelines.trained import choose_device
+from longseq.pretrained import list_pretrained, load_pretrained
+
+if TYPE_CHECKING:
+    from longseq.domains.base import DomainData
+    from longseq.domains.tasks import Batch
+
+# Tasks that answer at every position of windows: their models read whole rows here, as a task with one answer a row does.
+WINDOWED = {"dna": ("lm", "mlm")}
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Writes the features of `cfg.data.predict`.
+
+    Args:
+        cfg: composed from configs/embed.yaml.
+
+    Returns:
+        `output`, the number of `rows`, and the `width` of a vector.
+    """
+    quiet_lightning()
+    check_named(cfg)
+    if cfg.pool not in (*POOLS, "none"):
+        raise ConfigError(f"pool must be one of {', '.join(POOLS)} or none, found {cfg.pool!r}")
+    output, device = Path(cfg.output), choose_device(cfg.device)
+    writer = open_writer(output, per_position=cfg.pool == "none")
+    try:
+        model, report = load_pretrained(
+            cfg.pretrained,
+            revision=cfg.revision,
+            format=cfg.format,
+            **OmegaConf.to_container(cfg.format_options, resolve=True),  # type: ignore[arg-type]
+        )
+        data = open_data(cfg, model, report.format)
+        out = Console()
+        announce(cfg, model, data, device, out)
+        started = time.perf_counter()
+        width = write(Embedder(model.to(device), cfg.pool, device, str(cfg.precision)), data, writer, cfg.part_rows, out)
+        paths = writer.finish()
+    except BaseException:
+        writer.abort()
+        raise
+    out.print(f"written  {' and '.join(map(str, paths))}  ({format_value(time.perf_counter() - started)} s)", highlight=False)
+    return {"output": str(output), "rows": len(data.splits["predict"]), "width": width}
+
+
+# -- the data
+
+
+def open_data(cfg: DictConfig, model: SequenceModel, format: str) -> "DomainData":
+    """The domain's data module with the rows of `data.predict` read as the model wants them."""
+    domain = find_domain(cfg, model, format)
+    base = data_config(cfg, domain)
+    cls: Any = get_class(base["_target_"])
+    own = cls.options_of(model.config) if "tokenizer" in model.config else {}
+    given: Any = OmegaConf.to_container(cfg.data, resolve=True)
+    known = [name for name in base if not name.startswith("_") and name not in ("train", "val", "test")]
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"domain={domain} has no option data.{name}{nearest(name, known)}")
+    task = str(model.config.get("task", "classification"))
+    task = "classification" if task in WINDOWED.get(domain, ()) else task
+    options = {**base, **own, **dict.fromkeys(("train", "val", "test", "predict")), **given}
+    data: DomainData = build(OmegaConf.create(options), task=task, seed=1)
+    data.setup_predict({**model.config, "task": task})
+    return data
+
+
+def find_domain(cfg: DictConfig, model: SequenceModel, format: str) -> str:
+    """The domain that the command names, or the model, or what was published in the checkpoint's format.
+
+    Raises:
+        ConfigError: if none is known.
+    """
+    published = {info.domain for info in list_pretrained() if info.format == format}
+    found = cfg.domain or model.config.get("domain") or (published.pop() if len(published) == 1 else None)
+    known = sorted(path.stem for path in (CONFIGS / "domain").glob("*.yaml"))
+    if found not in known:
+        what = "says no domain" if found is None else f"is of the domain {found!r}, which reads no files here"
+        raise ConfigError(f"{cfg.pretrained} {what}: name one with domain=, of {', '.join(known)}")
+    return str(found)
+
+
+def data_config(cfg: DictConfig, domain: str) -> dict[str, Any]:
+    """Data options of the run that the model is from, or the domain's defaults."""
+    folder = Path(str(cfg.pretrained)).expanduser()
+    if (folder / CONFIG).is_file() and (saved := read_config(folder)).get("domain") == domain:
+        found: Any = OmegaConf.to_container(saved.data, resolve=True)
+    else:
+        found = OmegaConf.to_container(OmegaConf.load(CONFIGS / "domain" / f"{domain}.yaml").data)
+    return found
+
+
+def announce(cfg: DictConfig, model: SequenceModel, data: "DomainData", device: torch.device, out: Console) -> None:
+    """Prints the model, and what was read, skipped and cropped."""
+    parameters = sum(p.numel() for p in model.backbone.parameters())
+    out.print(f"[bold]longseq embed[/] pretrained={cfg.pretrained} pool={cfg.pool}", highlight=False)
+    out.print(f"  model   {model.config['backbone']['name']}, {parameters:,} parameters on {device}", highlight=False)
+    out.print(f"  data    {len(data.splits['predict']):,} rows", highlight=False)
+    for name, value in data.counts.items():
+        out.print(f"  note    {name}: {format_value(value)}", highlight=False)
+
+
+# -- the features
+
+
+class Embedder:
+    """Features of batches.
+
+    Args:
+        model: on its device.
+        pool: one of `POOLS`, or `none`.
+        device: of the model.
+        precision: as Lightning names it.
+    """
+
+    def __init__(self, model: SequenceModel, pool: str, device: torch.device, precision: str) -> None:
+        self.model, self.pool, self.device = model.eval(), pool, device
+        dtype = autocast_dtype(precision)
+        self.context: AbstractContextManager[Any] = nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+    @torch.inference_mode()
+    def __call__(self, batch: "Batch") -> list[np.ndarray]:
+        """One array per row: (D,), or (L, D) with its real positions."""
+        given = {name: batch[name].to(self.device) for name in ("inputs", "mask") if name in batch}
+        with self.context:
+            x_BLD, mask_BL = self.model.embedding(given["inputs"], given.get("mask"))
+            y_BLD = self.model.backbone(x_BLD, mask_BL)
+        views = [y_BLD.float()]
+        if self.model.backbone.reverse_complement:
+            first, second = views[0].chunk(2, dim=-1)
+            views = [first, second.flip(-1)]
+        if self.pool == "none":
+            return self._positions(torch.stack(views).mean(0), mask_BL)
+        pooled = torch.stack([pool_positions(view, mask_BL, self.pool) for view in views]).mean(0)
+        return list(pooled.cpu().numpy())
+
+    @staticmethod
+    def _positions(y_BLD: Tensor, mask_BL: Tensor | None) -> list[np.ndarray]:
+        rows = y_BLD.cpu().numpy()
+        return list(rows) if mask_BL is None else [row[real] for row, real in zip(rows, mask_BL.cpu().numpy(), strict=True)]
+
+
+def write(embedder: Embedder, data: "DomainData", writer: Any, part_rows: int, out: Console) -> int:
+    """Computes and writes all parts; returns the width of a vector."""
+    n_rows, width = len(data.splits["predict"]), 0
+    columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn())
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
+        task = bar.add_task("embed", total=n_rows)
+        for first in range(0, n_rows, max(1, part_rows)):
+            index = np.arange(first, min(first + max(1, part_rows), n_rows))
+            found: dict[int, np.ndarray] = {}
+            for batch in batches(data, index):
+                found |= dict(zip(batch["index"].tolist(), embedder(batch), strict=True))
+                bar.advance(task, len(batch["index"]))
+            rows = [found[i] for i in index.tolist()]
+            writer.add(pd.DataFrame(data.row_names("predict", index)), rows)
+            width = rows[0].shape[-1]
+    return width
+
+
+def batches(data: "DomainData", index: np.ndarray) -> Iterator["Batch"]:
+    """Some rows in batches of similar length."""
+    rows = data.splits["predict"]
+    sampler = LengthBatches(rows.lengths[index], data.batch_size, shuffle=False, max_tokens=data.max_tokens)
+    chosen = [[int(index[i]) for i in batch] for batch in sampler.batches()]
+    loader = torch.utils.data.DataLoader(rows, batch_sampler=chosen, collate_fn=data.collate, num_workers=data.num_workers)
+    yield from loader

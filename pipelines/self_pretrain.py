@@ -1,0 +1,140 @@
+"""Pretraining on the task's own data, before the task: longseq fit self_pretrain.epochs=N.
+
+Paper: Never Train from Scratch, https://arxiv.org/abs/2310.02980: the same data without their labels, as a language model or
+with masks, brings long-sequence models ten points and more, and makes comparisons between backbones fair.
+"""
+
+import copy
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import OmegaConf, open_dict
+from rich.console import Console
+
+from longseq.checkpoint import load_model, save_model, write_atomically
+from longseq.domains.base import DomainData
+from longseq.errors import ConfigError
+from longseq.model import SequenceModel
+from longseq.pipelines.cli import CONFIGS, nearest
+from longseq.pipelines.fit import (
+    best_checkpoint,
+    build,
+    build_module,
+    build_network,
+    build_task,
+    build_trainer,
+    train,
+    trained_model,
+    training_figures,
+)
+from longseq.pipelines.results import plain
+from longseq.pipelines.run_folder import MODEL
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+FOLDER, FACTS = "pretraining", "pretraining.json"
+
+
+def pretrain_on_task(cfg: "DictConfig", folder: Path, data: DomainData, model: SequenceModel) -> dict[str, Any]:
+    """Pretrains a network of the task's shape and gives its backbone and embedding to the task's model.
+
+    Args:
+        cfg: of the verb fit.
+        folder: the run's; the pretraining keeps its checkpoints, logs and model in a folder of it.
+        data: of the task, read.
+        model: the task's, whose weights are replaced.
+
+    Returns:
+        Task, epochs, validation metrics and seconds, for the report.
+
+    Raises:
+        ConfigError: if the domain has nothing to pretrain with on these data.
+    """
+    place = folder / FOLDER
+    own = pretraining_config(cfg, place, model.backbone.causal)
+    if (place / MODEL).is_dir() and (place / FACTS).is_file():
+        # A run that is resumed has this behind it.
+        take(model, load_model(place / MODEL))
+        found: dict[str, Any] = json.loads((place / FACTS).read_text(encoding="utf-8"))
+        return found
+    inputs = pretraining_data(cfg, own, data, model.backbone.causal)
+    task = build_task(own, inputs)
+    network = build_network(own, inputs, task)
+    module, trainer = build_module(own, network, task), build_trainer(own)
+    out = Console()
+    if trainer.is_global_zero:
+        rows = len(inputs.splits["train"])
+        out.print(f"[bold]self-pretraining[/] task={task.name} on {rows:,} training rows, {own.trainer.max_epochs} epochs")
+    started = time.perf_counter()
+    if train(trainer, module, inputs, own):
+        raise KeyboardInterrupt
+    best, validation = best_checkpoint(trainer)
+    pretrained = trained_model(module, best)
+    names = take(model, pretrained)
+    facts = {
+        "task": task.name,
+        "epochs": int(cfg.self_pretrain.epochs),
+        "validation": validation,
+        "seconds": time.perf_counter() - started,
+        "tensors": len(names),
+        "training": training_figures(trainer, module),
+    }
+    if trainer.is_global_zero:
+        save_model(pretrained, place / MODEL)
+        write_atomically(place / FACTS, json.dumps(plain(facts), indent=2) + "\n")
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in validation.items())
+        out.print(
+            f"  pretrained in {facts['seconds']:.0f} s; validation {shown}; {len(names)} tensors taken over", highlight=False
+        )
+    return facts
+
+
+def pretraining_config(cfg: "DictConfig", place: Path, causal: bool) -> "DictConfig":
+    """The run's config with the pretraining's task, epochs and folder."""
+    name = cfg.self_pretrain.task or ("lm" if causal else "mlm")
+    known = [path.stem for path in (CONFIGS / "task").glob("*.yaml")]
+    if name not in known:
+        raise ConfigError(f"self_pretrain.task={name} is no task{nearest(str(name), known)}. Tasks: {', '.join(sorted(known))}")
+    own = copy.deepcopy(cfg)
+    with open_dict(own):
+        own.task = OmegaConf.load(CONFIGS / "task" / f"{name}.yaml")
+        own.run_dir, own.resume = str(place), None
+        own.trainer.max_epochs, own.trainer.max_steps = int(cfg.self_pretrain.epochs), -1
+        if cfg.self_pretrain.lr is not None:
+            own.optimizer.lr = cfg.self_pretrain.lr
+    return own
+
+
+def pretraining_data(cfg: "DictConfig", own: "DictConfig", data: DomainData, causal: bool) -> DomainData:
+    """The domain's own view of the same rows; or its data module read anew for a task that was named."""
+    if cfg.self_pretrain.task in (None, "lm", "mlm"):
+        wanted = causal if cfg.self_pretrain.task is None else cfg.self_pretrain.task == "lm"
+        return data.self_supervised(wanted)
+    read: DomainData = build(own.data, task=str(own.task.name), seed=cfg.seed)
+    read.setup("fit")
+    return read
+
+
+@torch.no_grad()
+def take(model: SequenceModel, pretrained: SequenceModel) -> list[str]:
+    """Copies backbone and embedding; returns the names of the tensors.
+
+    Raises:
+        ConfigError: if the pretraining's network lacks any of the task's.
+    """
+    theirs = pretrained.state_dict()
+    names = [name for name in model.state_dict() if not name.startswith("head.")]
+    other = [name for name in names if name not in theirs or theirs[name].shape != model.state_dict()[name].shape]
+    if other:
+        raise ConfigError(
+            f"self_pretrain.task={pretrained.config.get('task')} makes another network of these data than the task does "
+            f"({other[0]} is missing or of another shape): choose a task that reads the input in the same way"
+        )
+    own = model.state_dict()
+    for name in names:
+        own[name].copy_(theirs[name])
+    return names

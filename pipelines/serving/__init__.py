@@ -1,0 +1,1 @@
+"""The parts of `longseq serve`: what a request may be, the process that runs the model, and the routes between them."""

@@ -1,0 +1,169 @@
+"""SSD's Triton kernels against the loop over time: in Triton's interpreter, and on a GPU.
+
+The interpreter is chosen when kernels are decorated, so a process of its own runs it: this file, as a script.
+"""
+
+import json
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.longseq.ops import kernel_checks as checks
+
+MODES = ("plain", "mask", "segments", "reverse", "everything")
+# length, mode, dtype, stretches of time wanted
+TINY = [
+    (1, "plain", "float32", 1),
+    (37, "plain", "float32", 1),
+    (33, "everything", "float32", 1),
+    (40, "mask", "float32", 64),
+    (300, "everything", "float32", 64),
+    (20, "segments", "bfloat16", 1),
+]
+# Products of 16-bit numbers, and three TF32 products for float32.
+TOLERANCE = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 1e-2}
+
+
+def make(batch: int, length: int, heads: int, groups: int, width: int, states: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(length)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return {
+        "x_BLHP": normal(batch, length, heads, width).to(dtype),
+        "dt_BLH": normal(batch, length, heads).to(dtype),
+        "A_H": -torch.rand(heads, generator=generator) * 4 - 0.1,
+        "B_BLGN": normal(batch, length, groups, states).to(dtype),
+        "C_BLGN": normal(batch, length, groups, states).to(dtype),
+        "D_H": normal(heads),
+        "dt_bias_H": normal(heads) - 2,
+        "initial_state_BHPN": normal(batch, heads, width, states),
+    }
+
+
+def interpret() -> None:
+    """Prints every tiny case's errors."""
+    from longseq.ops.ssd import triton as kernels
+    from longseq.ops.ssd.chunked import ssd_chunked
+    from longseq.ops.ssd.triton_choices import Choice
+
+    checks.allow_interpreter_scalars()
+    found = []
+    for length, mode, name, programs in TINY:
+        choice = Choice(16, programs=programs, heads=1)
+        kernels._choice = lambda x, wide, choice=choice: choice
+        given = make(1, length, 2, 1, 3, 5, getattr(torch, name))
+        options = checks.row_options(mode, 1, length, "cpu")
+        found.append(checks.errors(kernels.ssd_triton, ssd_chunked, given, "cpu", dt_softplus=True, **options))
+    print(json.dumps(found))
+
+
+def capture() -> None:
+    """Prints how far a CUDA graph's replay is off."""
+    print(json.dumps(checks.captured_error(*_training(torch.bfloat16))))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is published for Linux")
+def test_kernels_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    for case, found in zip(TINY, checks.run_script(__file__, interpret=True), strict=True):
+        checks.assert_small(found, TOLERANCE[case[2]], case)
+
+
+gpu = pytest.mark.gpu
+
+
+@gpu
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("length", checks.LENGTHS)
+def test_kernels_on_a_gpu(length: int, dtype: str) -> None:
+    from longseq.ops.ssd.chunked import ssd_chunked
+    from longseq.ops.ssd.triton import ssd_triton
+
+    for mode in MODES:
+        given = make(2, length, 4, 2, 64, 128, getattr(torch, dtype))
+        options = checks.row_options(mode, 2, length, "cuda")
+        found = checks.errors(ssd_triton, ssd_chunked, given, "cuda", dt_softplus=True, **options)
+        checks.assert_small(found, TOLERANCE[dtype], mode)
+
+
+@gpu
+@pytest.mark.parametrize(("width", "states"), [(1, 1), (5, 3), (16, 16), (80, 33), (32, 256), (128, 128)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_any_size_of_head_and_state(width: int, states: int, dtype: str) -> None:
+    from longseq.ops.ssd.chunked import ssd_chunked
+    from longseq.ops.ssd.triton import ssd_triton
+
+    given = make(2, 150, 3, 1, width, states, getattr(torch, dtype))
+    options = checks.row_options("everything", 2, 150, "cuda")
+    # Few numbers do not average 16-bit roundings out.
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    checks.assert_small(checks.errors(ssd_triton, ssd_chunked, given, "cuda", dt_softplus=True, **options), tolerance)
+
+
+@gpu
+@pytest.mark.parametrize("dt", [1e-4, 20.0])
+def test_extreme_step_sizes(dt: float) -> None:
+    from longseq.ops.ssd.chunked import ssd_chunked
+    from longseq.ops.ssd.triton import ssd_triton
+
+    given = make(1, 600, 4, 1, 64, 128, torch.float32)
+    given["dt_BLH"], given["dt_bias_H"] = torch.full_like(given["dt_BLH"], dt), torch.zeros(4)
+    # At dt = 20 nothing is left of a state after one step, and no gradient of its rate either.
+    found = checks.errors(ssd_triton, ssd_chunked, given, "cuda")
+    checks.assert_small({n: e for n, e in found.items() if dt < 1 or n != "dA_H"}, 3e-5)
+
+
+@gpu
+def test_long_rows_in_stretches() -> None:
+    from longseq.ops.ssd.chunked import ssd_chunked
+    from longseq.ops.ssd.triton import ssd_triton
+
+    given = make(1, 20000, 2, 1, 64, 128, torch.float32)
+    checks.assert_small(checks.errors(ssd_triton, ssd_chunked, given, "cuda", dt_softplus=True), 1e-5)
+
+
+def _training(dtype: torch.dtype):  # type: ignore[no-untyped-def]
+    from longseq.ops.ssd.triton import ssd_triton
+
+    def run(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor) -> Tensor:
+        return 2.0 * ssd_triton(1.0 * x, dt, A, B, C, D, bias, dt_softplus=True)[0]
+
+    given = list(make(2, 500, 4, 1, 64, 128, dtype).values())[:7]
+    return run, lambda: [v.cuda() for v in given]
+
+
+@gpu
+def test_surroundings() -> None:
+    run, make_leaves = _training(torch.bfloat16)
+    checks.assert_surroundings(run, [v.requires_grad_() for v in make_leaves()])
+
+
+@gpu
+def test_cuda_graph() -> None:
+    # A capture that fails leaves the process without random numbers.
+    assert checks.run_script(__file__, "capture", interpret=False) == 0.0
+
+
+@gpu
+@pytest.mark.slow
+def test_more_elements_than_32_bits_count() -> None:
+    from longseq.ops.ssd.triton import ssd_triton
+
+    length, heads, width = (1 << 20) + 40000, 32, 64
+    x = torch.randn(1, length, heads, width, device="cuda", dtype=torch.bfloat16)
+    dt, A = torch.rand(1, length, heads, device="cuda") + 0.5, -torch.rand(heads, device="cuda") - 0.5
+    B, C = (torch.randn(1, length, 1, 16, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    with torch.no_grad():
+        y, state = ssd_triton(x, dt, A, B, C)
+        end = slice(length - 640, length)
+        y_end, state_end = ssd_triton(x[:, end], dt[:, end], A, B[:, end], C[:, end])
+    assert checks.relative_error(y[:, -64:], y_end[:, -64:]) < 1e-2
+    assert checks.relative_error(state, state_end) < 1e-2
+
+
+if __name__ == "__main__":
+    capture() if sys.argv[1:] == ["capture"] else interpret()

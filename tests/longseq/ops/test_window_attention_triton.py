@@ -1,0 +1,129 @@
+"""Window attention's Triton kernels against the dense form: in Triton's interpreter on a CPU, and on a GPU if there is one.
+
+The interpreter is chosen when kernels are decorated, so a process of its own runs it: this file, as a script.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+
+NAMES = ("y", "dq", "dk", "dv", "dq_global", "dk_global", "dv_global")
+# length, keys, window, causal, masked, packed, global tokens, dtype
+TINY = [
+    (1, 1, 3, False, False, False, True, "float32"),
+    (40, 40, 7, True, True, True, True, "float32"),
+    (40, 40, 7, False, False, False, False, "float16"),
+    (33, 50, 100, True, True, False, False, "float32"),
+    (50, 50, 12, False, False, True, True, "float32"),
+]
+TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
+
+
+def errors(device: str, width: int, case: tuple[int, int, int, bool, bool, bool, bool, str]) -> dict[str, float]:
+    """Relative errors of output and gradients; what stands under the mask is NaN for the kernels."""
+    from longseq.ops.window_attention.reference import window_attention_reference
+    from longseq.ops.window_attention.triton import window_attention_triton
+
+    length, n_keys, window, causal, masked, packed, use_global, name = case
+    dtype, generator, batch = getattr(torch, name), torch.Generator().manual_seed(length), 2
+    heads = 1 if device == "cpu" else 3
+    rows = (length, n_keys, n_keys, length, length, length)
+    given = [torch.randn(batch, n, heads, width, generator=generator, dtype=torch.float64).to(dtype) for n in rows]
+    dy = torch.randn(batch, length, heads, width, generator=generator, dtype=torch.float64).to(dtype)
+    mask = torch.rand(batch, n_keys, generator=generator) > 0.3 if masked else None
+    segments = torch.randint(0, 3, (batch, n_keys), generator=generator).sort(1).values if packed else None
+    global_mask = torch.zeros(batch, length, dtype=torch.bool)
+    global_mask[0, [0, length // 2, length - 1]] = True
+    results = []
+    for run in (window_attention_triton, window_attention_reference):
+        leaves = [x.to(device, dtype if run is window_attention_triton else torch.float64) for x in given]
+        if mask is not None and run is window_attention_triton:
+            for x in leaves:
+                x[~mask[:, n_keys - x.shape[1] :].to(device)] = float("nan")
+        q, k, v, q_global, k_global, v_global = (x.requires_grad_() for x in leaves)
+        y = run(
+            q,
+            k,
+            v,
+            window=window,
+            causal=causal,
+            dilation=1,
+            global_mask_BL=global_mask.to(device) if use_global else None,
+            q_global_BLHP=q_global if use_global else q,
+            k_global_BLHP=k_global if use_global else k,
+            v_global_BLHP=v_global if use_global else v,
+            mask_BL=None if mask is None else mask.to(device),
+            segment_ids_BL=None if segments is None else segments.to(device),
+            scale=width**-0.5,
+        )
+        wanted = leaves if use_global else leaves[:3]
+        results.append([y.detach(), *torch.autograd.grad(y, wanted, dy.to(device, y.dtype))])
+    return {n: relative_error(a, b) for n, a, b in zip(NAMES, *results, strict=False)}
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm().clamp(min=1.0))
+
+
+def interpret() -> None:
+    """Prints every tiny case's errors."""
+    import triton.runtime.interpreter as interpreter
+
+    from longseq.ops.window_attention import triton as kernels
+
+    # Its scalars are arrays of one element, which numpy 2.4 no longer turns into an index by itself.
+    patch = interpreter._patch_lang_tensor
+
+    def patch_with_index(tensor: object, scope: object) -> None:
+        patch(tensor, scope)  # type: ignore[arg-type]
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))  # type: ignore[attr-defined]
+
+    interpreter._patch_lang_tensor = patch_with_index
+    for tiles in (*kernels.TILES.values(), kernels._TILE_FP32):
+        for size in tiles:
+            tiles[size] = kernels.Tile(32, 16, 4, 1)
+    print(json.dumps([errors("cpu", 16, case) for case in TINY]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is published for Linux")
+def test_kernels_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for case, found in zip(TINY, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        assert max(found.values()) < TOLERANCE[case[-1]], (case, found)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 100, 257, 1300, 4096])
+def test_kernels_on_a_gpu(length: int, dtype: str) -> None:
+    for masked, use_global in ((False, False), (False, True), (True, True)):
+        found = errors("cuda", 64, (length, length, 256 if length > 300 else 40, masked, masked, masked, use_global, dtype))
+        assert max(found.values()) < TOLERANCE[dtype], (masked, use_global, found)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_compiles_without_a_break_and_gives_the_same_gradients_twice() -> None:
+    from longseq.ops.window_attention import window_attention
+
+    leaves = [torch.randn(1, 512, 2, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+
+    def run() -> Tensor:
+        return window_attention(*leaves, window=64, implementation="triton")
+
+    torch.testing.assert_close(torch.compile(run, fullgraph=True)(), run())
+    first, second = (torch.autograd.grad(run().float().square().sum(), leaves) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+if __name__ == "__main__":
+    interpret()

@@ -1,0 +1,88 @@
+"""doctor model=…: what quietly costs accuracy in a model folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from longseq.checkpoint import save_model
+from longseq.model import build_model
+from longseq.pipelines import doctor, doctor_model
+from longseq.pipelines.doctor_model import check_batch_norm, check_model, check_padding
+from longseq.pipelines.machine import FAIL, OK, WARN
+
+VOCABULARY = {"[PAD]": 4, "A": 7, "C": 8, "G": 9, "T": 10}
+
+
+def folder(path: Path, **backbone: Any) -> Path:
+    torch.manual_seed(0)
+    config = {
+        "domain": "dna",
+        "embedding": {"name": "token", "vocab_size": 16},
+        "tokenizer": {"type": "nucleotide", "vocab": VOCABULARY},
+        "backbone": {"name": "mamba", "d_model": 16, "n_layers": 1, **backbone},
+        "head": {"name": "pool", "n_outputs": 2},
+    }
+    return save_model(build_model(config), path)
+
+
+def marks(path: Path) -> dict[str, list[str]]:
+    found = check_model(str(path))
+    return {mark: [finding.text for finding in found if finding.mark == mark] for mark in (OK, WARN, FAIL)}
+
+
+def test_a_sound_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = marks(folder(tmp_path / "m"))
+    assert not found[WARN] and not found[FAIL]
+    assert any("padding changes no output" in text for text in found[OK])
+    assert doctor.run([f"model={tmp_path / 'm'}"]) == 0
+    assert "0 broken, 0 to look at" in capsys.readouterr().out
+
+
+def test_weights_in_16_bits(tmp_path: Path) -> None:
+    path = folder(tmp_path / "m") / "model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path)
+    (text,) = marks(tmp_path / "m")[WARN]
+    assert "stored in bfloat16" in text and "A_log" in text
+
+
+def test_a_tokenizer_with_other_ids(tmp_path: Path) -> None:
+    path = folder(tmp_path / "m")
+    (path / "tokenizer.json").write_text(json.dumps({"vocab": {**VOCABULARY, "A": 8, "C": 7}}))
+    assert "A=8" in marks(path)[FAIL][0]
+    (path / "tokenizer.json").write_text(json.dumps({"vocab": {**VOCABULARY, "Z": 16}}))
+    assert "16 rows" in marks(path)[FAIL][0]
+
+
+def test_a_length_that_is_not_the_runs(tmp_path: Path) -> None:
+    folder(tmp_path / "run" / "model", name="hyena", max_length=64)
+    (tmp_path / "run" / "config.yaml").write_text("backbone: {name: hyena, max_length: 128}\n")
+    (text,) = marks(tmp_path / "run")[WARN]
+    assert "64" in text and "128" in text
+
+
+def test_pads_that_are_pooled_and_batch_norms(tmp_path: Path) -> None:
+    class Careless(nn.Module):
+        def forward(self, x_BLD: torch.Tensor, mask_BL: torch.Tensor | None = None) -> torch.Tensor:
+            return x_BLD.mean(1) + x_BLD.shape[1]
+
+    model = doctor_model.load_pretrained(folder(tmp_path / "m"))[0]
+    model.head = Careless()
+    (finding,) = check_padding(model)
+    assert finding.mark == WARN and "even with its mask" in finding.text
+    assert not check_batch_norm(model)
+    model.backbone.extra = nn.BatchNorm1d(4)
+    assert "never seen a batch" in check_batch_norm(model)[0].text
+    model.backbone.extra.num_batches_tracked += 3  # type: ignore[operator, union-attr]
+    assert "statistics of their training data" in check_batch_norm(model)[0].text
+
+
+def test_what_cannot_be_loaded_is_broken(tmp_path: Path) -> None:
+    path = folder(tmp_path / "m") / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:200])
+    assert "truncated" in marks(tmp_path / "m")[FAIL][0]
+    assert doctor.run([f"model={tmp_path / 'm'}"]) == 1

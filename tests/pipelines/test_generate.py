@@ -1,0 +1,131 @@
+"""The verb generate: DNA, sound and images, the same for the same seed, and answers to bad commands."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+
+from longseq.pipelines.cli import main
+
+Command = Callable[..., int]
+FAST = [
+    "trainer=cpu",
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=2",
+    "trainer.limit_val_batches=1",
+    "trainer.limit_test_batches=1",
+    "baselines=false",
+    "report=false",
+    "backbone.d_model=16",
+    "backbone.n_layers=1",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Trains a tiny model once per choice of options and gives its run folder."""
+    runs: dict[tuple[str, ...], Path] = {}
+
+    def run(*options: str) -> Path:
+        if options not in runs:
+            folder = tmp_path_factory.mktemp("run")
+            with pytest.raises(SystemExit) as exit_info:
+                main(["fit", *FAST, *options, f"run_dir={folder}"])
+            assert not exit_info.value.code
+            runs[options] = folder
+        return runs[options]
+
+    return run
+
+
+DNA = ("task=lm", "backbone=mamba", "data.window=64")
+
+
+def letters(fasta: str) -> list[str]:
+    """The sequences of a FASTA text."""
+    return ["".join(record.split("\n")[1:]) for record in fasta.split(">")[1:]]
+
+
+def test_dna_goes_on_behind_the_prompt(
+    longseq: Command, trained: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["generate", f"run={trained(*DNA)}", "prompt=acgtn", "max_new_tokens=70", "num_samples=2"]
+    capsys.readouterr()
+    assert longseq(*args) == 0
+    printed = capsys.readouterr().out
+    first, second = letters(printed)
+    assert first != second
+    for found in (first, second):
+        assert len(found) == 75 and found.startswith("ACGTN") and set(found[5:]) <= set("ACGT")
+    assert longseq(*args, "output=out.fa") == 0
+    assert (tmp_path / "out.fa").read_text() == printed
+    assert longseq(*args, "seed=1") == 0
+    assert capsys.readouterr().out != printed
+
+
+def test_a_bare_folder_and_no_prompt(longseq: Command, trained: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained(*DNA)
+    capsys.readouterr()
+    assert longseq("generate", f"model={run / 'model'}", "max_new_tokens=20", "temperature=0") == 0
+    (found,) = letters(capsys.readouterr().out)
+    assert len(found) == 21
+
+
+def test_sound_is_made_up_and_continued(longseq: Command, trained: Any, tmp_path: Path) -> None:
+    run = trained("domain=audio", "task=lm", "backbone=gru", "data.demo_rows=24")
+    assert longseq("generate", f"run={run}", "max_new_tokens=100", "num_samples=2", "output=new.wav") == 0
+    for name in ("new_1.wav", "new_2.wav"):
+        samples, rate = soundfile.read(tmp_path / name)
+        assert (len(samples), rate) == (100, 4000)
+    soundfile.write(tmp_path / "a.wav", 0.1 * np.sin(np.arange(800) / 9), 8000)
+    assert longseq("generate", f"run={run}", "prompt=a.wav", "max_new_tokens=50", "top_k=5", "output=more.wav") == 0
+    assert len(soundfile.read(tmp_path / "more.wav")[0]) == 450
+
+
+def test_images_are_made_up_and_filled_in(longseq: Command, trained: Any, tmp_path: Path) -> None:
+    run = trained("domain=vision", "task=lm", "backbone=gru", "data.tokenizer=pixel")
+    assert longseq("generate", f"run={run}", "top_p=0.9", "output=new.png") == 0
+    with Image.open(tmp_path / "new.png") as image:
+        assert image.size == (8, 8)
+        image.save(tmp_path / "prompt.png")
+        upper = np.asarray(image)[:4]
+    assert longseq("generate", f"run={run}", "prompt=prompt.png", "seed=5", "output=filled.png") == 0
+    with Image.open(tmp_path / "filled.png") as image:
+        assert np.array_equal(np.asarray(image)[:4], upper)
+    assert longseq("generate", f"run={run}", "max_new_tokens=5") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["run=LM", "prompt=ACXGT"], "prompt is not DNA"),
+        (["run=LM", "temperature=-1"], "temperature"),
+        (["run=LM", "top_p=0"], "top_p"),
+        (["run=LM", "num_samples=0"], "num_samples"),
+        (["run=LM", "output=out.wav"], ".fa"),
+        (["run=CLASSES"], "task=classification"),
+        (["run=MASKED"], "task=mlm"),
+        (["run=LONG", "max_new_tokens=500"], "64 positions"),
+        (["run=nowhere"], "not a run folder"),
+        (["model=LM"], "not a model folder"),
+    ],
+)
+def test_bad_commands_are_answered(
+    options: list[str], message: str, longseq: Command, trained: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = {
+        "LM": DNA,
+        "CLASSES": ("backbone=cnn", "data.demo_rows=20"),
+        "MASKED": ("backbone=mamba", "task=mlm", "data.window=64", "backbone.bidirectional=true"),
+        "LONG": ("backbone=hyena", "task=lm", "data.window=64"),
+    }
+    for name, choice in runs.items():
+        if any(option.endswith(f"={name}") for option in options):
+            options = [option.replace(f"={name}", f"={trained(*choice)}") for option in options]
+    assert longseq("generate", *options) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
