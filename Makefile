@@ -23,7 +23,7 @@ $(READY): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("longseq needs Python >= 3.11, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,finetune,video]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,export,finetune,serve,tracks,video]'
 	touch $(READY)
 
 clean:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -44,11 +44,11 @@ class Requests(ABC):
     """
 
     # JSON keys, each with what it holds; the first is the input itself.
-    keys: Mapping[str, str]
+    keys: ClassVar[Mapping[str, str]]
     # Endings of files that may be uploaded.
     suffixes: Sequence[str] = ()
     # Data options beside `predict` for uploaded files.
-    file_options: Mapping[str, Any] = {}
+    file_options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, config: Mapping[str, Any], open_file: OpenFile, max_length: int, max_rows: int) -> None:
         self.config, self.open_file = config, open_file

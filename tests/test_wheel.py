@@ -27,7 +27,14 @@ def test_site_packages_gains_only_longseq(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"longseq"}
-    for part in ("domains/dna/datamodule.py", "pipelines/fit.py", "configs/fit.yaml", "configs/experiment/dna/gue_tf0.yaml"):
+    for part in (
+        "pipelines/serving/page.html",
+        "pipelines/predict_scripts/dna.py",
+        "domains/dna/datamodule.py",
+        "pipelines/fit.py",
+        "configs/fit.yaml",
+        "configs/experiment/dna/gue_tf0.yaml",
+    ):
         assert f"longseq/{part}" in names
     assert not any("tests/" in name for name in names)
     assert any("LICENSE" in name for name in names)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,9 +23,9 @@ COSTLIEST = 4_000_000
 class Requests(BaseRequests):
     """Sound: `{"samples": [...], "sample_rate_hz": 16000}`, wav, flac, ogg, mp3; resampled to the model's rate."""
 
-    keys = {"samples": "numbers from -1 to 1, one channel", "sample_rate_hz": "of the samples"}
+    keys: ClassVar[Mapping[str, str]] = {"samples": "numbers from -1 to 1, one channel", "sample_rate_hz": "of the samples"}
     suffixes = (".wav", ".flac", ".ogg", ".mp3")
-    file_options = {"on_long": "error"}
+    file_options: ClassVar[Mapping[str, Any]] = {"on_long": "error"}
 
     @property
     def tokenizer(self) -> AudioTokenizer:

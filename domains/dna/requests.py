@@ -1,7 +1,7 @@
 """Sequences that clients of a served model send: letters in JSON, or files."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,9 +15,9 @@ from longseq.errors import DataError
 class Requests(BaseRequests):
     """DNA: `{"sequence": "ACGT"}`, `{"sequences": [...]}`, FASTA, FASTQ, csv."""
 
-    keys = {"sequence": "letters", "sequences": "a list of them"}
+    keys: ClassVar[Mapping[str, str]] = {"sequence": "letters", "sequences": "a list of them"}
     suffixes = (*FASTA_SUFFIXES, *FASTQ_SUFFIXES, ".csv", ".tsv", ".txt")
-    file_options = {"on_long": "error"}
+    file_options: ClassVar[Mapping[str, Any]] = {"on_long": "error"}
 
     def __init__(self, config: Mapping[str, Any], open_file: OpenFile, max_length: int, max_rows: int) -> None:
         super().__init__(config, open_file, max_length, max_rows)

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ TIME = "date"
 class Requests(BaseRequests):
     """Series: `{"values": [[...], ...], "timestamps": [...]}`, csv. Missing values are null, or empty cells."""
 
-    keys = {
+    keys: ClassVar[Mapping[str, str]] = {
         "values": "a list of steps, each a list of channels; or an object of columns; null where missing",
         "timestamps": "of the steps: dates and times, or whole numbers; may be left out unless the model reads the calendar",
     }

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,7 +21,7 @@ IMAGES = (".png", ".jpg", ".jpeg")
 class Requests(BaseRequests):
     """Images: `{"pixels": [[...]]}`, png, jpg; videos for models of tubelets."""
 
-    keys = {"pixels": "(H, W) or (H, W, C), videos with frames in front; 0 to 255, or 0.0 to 1.0"}
+    keys: ClassVar[Mapping[str, str]] = {"pixels": "(H, W) or (H, W, C), videos with frames in front; 0 to 255, or 0.0 to 1.0"}
 
     @property
     def video(self) -> bool:

@@ -15,7 +15,7 @@ from longseq.pipelines.serving.limits import Limits, Refusal
 OPEN = ("/", "/health", "/docs", "/openapi.json")
 
 
-class ClientGone(Exception):
+class ClientGone(Exception):  # noqa: N818  what happened, no error
     """The client disconnected before its request was complete."""
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 
-class Refusal(Exception):
+class Refusal(Exception):  # noqa: N818  an answer, no error
     """An answer that is no prediction.
 
     Args:

@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator
 from multiprocessing import get_context
 from multiprocessing.managers import SyncManager
-from typing import Any
+from typing import Any, cast
 
 import litserve as ls
 import uvicorn
@@ -72,7 +72,7 @@ class ModelServer(ls.LitServer):
         """The routes of this server in place of LitServe's."""
         from longseq.pipelines.serving.routes import add_routes
 
-        add_routes(self)
+        add_routes(cast(Any, self))
 
     # -- asking the worker
 
@@ -157,7 +157,9 @@ class ModelServer(ls.LitServer):
                 return
             # A fresh queue: what stands in the old one is waited for by nobody.
             self.litapi_request_queues[self.lit_api.api_path] = self.manager.Queue()  # type: ignore[union-attr]
-            self.inference_workers = [await asyncio.to_thread(self.launch_single_inference_worker, self.lit_api, 0)]
+            self.inference_workers = [
+                await asyncio.to_thread(self.launch_single_inference_worker, cast(ModelAPI, self.lit_api), 0)
+            ]
 
     # -- beginning and end
 
@@ -206,11 +208,11 @@ class ModelServer(ls.LitServer):
     def _start_worker(self) -> None:
         self.manager = SyncManager(ctx=get_context("spawn"))
         self.manager.start(outlive_nobody, (os.getpid(),))
-        self.transport_config.manager = self.manager
-        self.transport_config.num_consumers = 1
-        self.workers_setup_status = self.manager.dict()
+        transport: Any = self.transport_config
+        transport.manager, transport.num_consumers = self.manager, 1
+        self.workers_setup_status: Any = self.manager.dict()
         self.litapi_request_queues[self.lit_api.api_path] = self.manager.Queue()  # type: ignore[union-attr]
-        self._transport = create_transport_from_config(self.transport_config)
+        self._transport = create_transport_from_config(transport)
         self.inference_workers = self.launch_inference_worker(self.lit_api)  # type: ignore[arg-type]
         while not self.ready:
             failed = WorkerSetupStatus.ERROR in self.workers_setup_status.values()

@@ -239,7 +239,7 @@ class LengthLoop(LitLoop):
         return [inference.answer(outputs)[0].float().cpu().numpy(), np.array(stream.positions)]
 
 
-def guarded(call: Callable[[], list[Any]], count: int) -> Any:
+def guarded(call: Callable[[], Any], count: int) -> Any:
     """What a call returns, or why it failed; the worker lives on."""
     try:
         return call()

@@ -188,7 +188,7 @@ def within(model: Path, token: str | None = None, **options: Any) -> Iterator[Cl
     # What `setup` does besides is for a process of its own.
     from longseq.inference import load_inference
 
-    api.inference, api.torch_device = load_inference(served.folder, **served.options), served.device
+    api.inference, api.torch_device = load_inference(served.folder, served.device, **served.options), served.device
     asked: queue.Queue[Any] = queue.Queue()
     carrier: Any = Carrier()
     worker: Any = threading.Thread(target=LengthLoop(), args=(api, "cpu", 0, asked, carrier), daemon=True)

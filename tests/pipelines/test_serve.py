@@ -1,4 +1,4 @@
-"""A server as a user starts it, and what strangers do to it: each gets a clear error, the server lives, others are served right."""
+"""A server as a user starts it, and what strangers do to it: clear errors, the server lives, others are served right."""
 
 import json
 import socket

@@ -69,7 +69,7 @@ def test_dna_is_pasted_and_its_probabilities_are_bars(page: Any, folder: Path) -
         width = page.evaluate("document.querySelector('.bar i').getBoundingClientRect().width")
         whole = page.evaluate("document.querySelector('.bar').getBoundingClientRect().width")
         assert width / whole == pytest.approx(max(result["probabilities"].values()), abs=0.02)
-        page.fill("#text", "MKV")
+        page.fill("#text", "EFILP")
         page.click("#go")
         page.wait_for_selector("#error:not(:empty)")
         assert "not DNA" in page.inner_text("#error")

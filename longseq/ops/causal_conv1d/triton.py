@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from longseq.ops.causal_conv1d.chunked import causal_conv1d_chunked, number_runs
 from longseq.ops.causal_conv1d.triton_kernels import conv_backward, conv_forward
@@ -17,7 +18,7 @@ _MAX_TAPS = 16
 
 
 class Choice(NamedTuple):
-    """How the kernels are run: the forward tile's channels and steps, the backward tile's channels, steps unrolled and walked."""
+    """How kernels are run: the forward tile's channels and steps, the backward tile's channels, steps unrolled and walked."""
 
     block: int = 256
     steps: int = 16
@@ -29,8 +30,8 @@ class Choice(NamedTuple):
 
 
 # Where nothing was measured, and where something was: by (major) compute capability.
-_SAFE = Choice()
-_BY_FAMILY = {9: Choice()}
+_SAFE = Choice(128, 32, 4, 256, 4, 128, 2)
+_BY_FAMILY = {9: Choice(128, 32, 4, 256, 4, 128, 2)}
 
 
 def supports(x_BLD: Tensor, weight_DK: Tensor, bias_D: Tensor | None = None, **options: Any) -> str | None:
@@ -74,8 +75,10 @@ def causal_conv1d_triton(
     if segment_ids_BL is not None:
         runs_BL = number_runs(segment_ids_BL.flip(1) if reverse else segment_ids_BL, scanned).int()
         runs_BL = runs_BL.flip(1) if reverse else runs_BL
-    silu = activation == "silu"
-    y_BLD = _conv(x_BLD, weight_DK, bias_D, initial_state_BKD, mask_BL, runs_BL, first_B, silu, reverse)
+    arguments = (x_BLD, weight_DK, bias_D, initial_state_BKD, mask_BL, runs_BL, first_B, activation == "silu", reverse)
+    # A custom operator costs about as much time on the CPU as the kernels take on a GPU; only graphs need it.
+    plain = not torch.compiler.is_compiling() and type(x_BLD) in (Tensor, torch.nn.Parameter)
+    y_BLD = _Convolution.apply(*arguments) if plain else _conv(*arguments)
     return y_BLD, _last_inputs(x_BLD, weight_DK.shape[1] - 1, initial_state_BKD, mask_BL, runs_BL, first_B, reverse)
 
 
@@ -105,6 +108,9 @@ def _last_inputs(
 ) -> Tensor:
     """The K-1 inputs up to the last real position, without those of other segments, in float32."""
     batch, length, width = x_BLD.shape
+    if mask_BL is None and runs_BL is None and length >= history:
+        last = x_BLD[:, :history].flip(1) if reverse else x_BLD[:, length - history :]
+        return last.to(torch.float32, copy=True)
     init = x_BLD.new_zeros(batch, history, width, dtype=torch.float32) if init_BKD is None else init_BKD.float()
     if mask_BL is None and runs_BL is None:
         count = min(history, length)
@@ -176,8 +182,7 @@ def _flags(
     return {"K": taps, "SIGN": -1 if reverse else 1, "SILU": silu, **has}
 
 
-@torch.library.custom_op("longseq::causal_conv1d_triton", mutates_args=())
-def _conv(
+def _convolve(
     x_BLD: Tensor,
     weight_DK: Tensor,
     bias_D: Tensor | None,
@@ -201,13 +206,15 @@ def _conv(
     return y_BLD
 
 
+_conv = torch.library.custom_op("longseq::causal_conv1d_triton", _convolve, mutates_args=())
+
+
 @_conv.register_fake
 def _(x_BLD, weight_DK, bias_D, init_BKD, mask_BL, runs_BL, first_B, silu, reverse):  # type: ignore[no-untyped-def]
     return x_BLD.new_empty(x_BLD.shape)
 
 
-@torch.library.custom_op("longseq::causal_conv1d_triton_backward", mutates_args=())
-def _conv_backward(
+def _convolve_backward(
     dy_BLD: Tensor,
     x_BLD: Tensor,
     weight_DK: Tensor,
@@ -235,6 +242,9 @@ def _conv_backward(
     return dx, dweight.sum((0, 1)), x.new_empty(0) if bias_D is None else dbias.sum((0, 1))
 
 
+_conv_backward = torch.library.custom_op("longseq::causal_conv1d_triton_backward", _convolve_backward, mutates_args=())
+
+
 @_conv_backward.register_fake
 def _(dy, x, weight, bias, init, mask, runs, first, silu, reverse):  # type: ignore[no-untyped-def]
     dbias = x.new_empty(0) if bias is None else x.new_empty(bias.shape, dtype=torch.float32)
@@ -253,7 +263,7 @@ def _initial_gradient(
     silu: bool,
     reverse: bool,
 ) -> Tensor:
-    """Gradient of the initial state, in tensor operations: only the K-1 outputs from the first real position on have seen it."""
+    """Gradient of the initial state, in tensor operations: only K-1 outputs from the first real position on have seen it."""
     batch, length, width = x_BLD.shape
     history, weight = init_BKD.shape[1], weight_DK.float()
     first = torch.zeros(batch, dtype=torch.long, device=x_BLD.device) if first_B is None else first_B
@@ -269,12 +279,12 @@ def _initial_gradient(
     x_BKD, slope_BKD = (torch.where(real_BK.unsqueeze(-1), v, 0.0) for v in (x_BKD, slope_BKD))
     if silu:
         extended = torch.cat([init_BKD.float(), x_BKD], dim=1)
-        total = sum(weight[:, k] * extended[:, k : k + history] for k in range(history + 1))
+        total = sum((weight[:, k] * extended[:, k : k + history] for k in range(history + 1)), extended.new_zeros(()))
         total = total if bias_D is None else total + bias_D.float()
         gate = torch.sigmoid(total)
         slope_BKD = slope_BKD * gate * (1.0 + total * (1.0 - gate))
     # Tap k of the output r steps after the first one meets entry r + k.
-    rows = [sum(weight[:, k] * slope_BKD[:, i - k] for k in range(i + 1)) for i in range(history)]
+    rows = [sum((weight[:, k] * slope_BKD[:, i - k] for k in range(i + 1)), weight.new_zeros(())) for i in range(history)]
     return torch.stack(rows, dim=1)
 
 
@@ -283,16 +293,30 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx, dy_BLD: Tensor):  # type: ignore[no-untyped-def]
-    saved = ctx.saved_tensors
-    _x, weight, bias, init, *_ = saved
-    dx, dweight, dbias = _conv_backward(dy_BLD, *saved, ctx.silu, ctx.reverse)
+def _backward(ctx, dy_BLD: Tensor, gradients: Any = _conv_backward):  # type: ignore[no-untyped-def]
+    _x, weight, bias, init, *_ = ctx.saved_tensors
+    arguments: list[Any] = [dy_BLD, *ctx.saved_tensors, ctx.silu, ctx.reverse]
+    dx, dweight, dbias = gradients(*arguments)
     dinit = None
     if init is not None and ctx.needs_input_grad[3]:
         dinit = torch.zeros_like(init)
         if init.shape[1]:
-            dinit = _initial_gradient(dy_BLD, *saved, ctx.silu, ctx.reverse).to(init.dtype)
+            dinit = _initial_gradient(*arguments).to(init.dtype)
     return dx, dweight.to(weight.dtype), None if bias is None else dbias.to(bias.dtype), dinit, *[None] * 5
 
 
 _conv.register_autograd(_backward, setup_context=_setup_context)
+
+
+class _Convolution(torch.autograd.Function):
+    """The same without the dispatcher, where nothing is traced."""
+
+    @staticmethod
+    def forward(ctx, *arguments: Any) -> Tensor:  # type: ignore[no-untyped-def]
+        _setup_context(ctx, arguments, None)
+        return _convolve(*arguments)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy_BLD: Tensor):  # type: ignore[no-untyped-def, override]
+        return _backward(ctx, dy_BLD, _convolve_backward)

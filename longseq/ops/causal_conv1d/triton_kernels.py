@@ -3,6 +3,11 @@
 Time runs in scan order: position = first + sign * step, so that the reversed direction needs no copy.
 """
 
+# To a type checker Triton's decorated functions never return.
+# pyright: reportGeneralTypeIssues=false
+# Triton knows no starred tuples.
+# ruff: noqa: RUF005
+
 import triton
 import triton.language as tl
 
@@ -97,7 +102,6 @@ def read_input(
     mask_ptr,
     row,
     first,
-    begin_row,
     channels,
     ok_D,
     L,
@@ -108,16 +112,55 @@ def read_input(
     HAS_INIT: tl.constexpr,
     HAS_MASK: tl.constexpr,
 ):
-    """The input at step s as a vector over channels: zero where masked or outside, the initial state's before the first."""
+    """The input at step s as a vector over channels: zero where masked or outside, the initial state's before the first.
+
+    Without an initial state it keeps its dtype, which halves the registers of inputs that are read ahead.
+    """
     exists = (s >= 0) & (s < L)
     if HAS_MASK:
         exists = exists & (tl.load(mask_ptr + SIGN * s, mask=exists, other=0) != 0)
-    value = tl.load(x_ptr + SIGN * s * x_row + channels, mask=ok_D & exists, other=0.0).to(tl.float32)
+    value = tl.load(x_ptr + SIGN * s * x_row + channels, mask=ok_D & exists, other=0.0)
     if HAS_INIT:
+        value = value.to(tl.float32)
         place = s - first + (K - 1)
         held = (place >= 0) & (place < K - 1)
         value += tl.load(init_ptr + (row * (K - 1) + place) * D + channels, mask=ok_D & held, other=0.0)
     return value
+
+
+@triton.jit
+def read_group(
+    t,
+    stop,
+    dy_ptr,
+    x_ptr,
+    init_ptr,
+    mask_ptr,
+    row,
+    first,
+    channels,
+    ok_D,
+    L,
+    D,
+    x_row,
+    K: tl.constexpr,
+    U: tl.constexpr,
+    SIGN: tl.constexpr,
+    HAS_INIT: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+):
+    """Inputs and gradients of the U steps from t on, the latter up to `stop`."""
+    xs = ()
+    dys = ()
+    for i in tl.static_range(U):
+        s = t + i
+        x = read_input(s, x_ptr, init_ptr, mask_ptr, row, first, channels, ok_D, L, D, x_row, K, SIGN, HAS_INIT, HAS_MASK)
+        xs = xs + (x,)
+        wanted = s < stop
+        if HAS_MASK:
+            wanted = wanted & (tl.load(mask_ptr + SIGN * s, mask=wanted, other=0) != 0)
+        dys = dys + (tl.load(dy_ptr + SIGN * s * D + channels, mask=ok_D & wanted, other=0.0),)
+    return xs, dys
 
 
 @triton.jit(do_not_specialize=["L", "stretch", "x_batch"])
@@ -150,8 +193,8 @@ def conv_backward(
 ):
     """Walks through a stretch of time with the last K inputs and the last K gradients before the activation in registers.
 
-    U steps are unrolled; their loads come first. The gradient of the input at step t - (K - 1) is complete once that of the
-    output at step t is known, so the walk runs K - 1 steps past the stretch's end.
+    U steps are unrolled, and the next U are read meanwhile. The gradient of the input at step t - (K - 1) is complete once that
+    of the output at step t is known, so the walk runs K - 1 steps past the stretch's end.
     """
     row = tl.program_id(2).to(tl.int64)
     channels = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -184,36 +227,48 @@ def conv_backward(
     runs = ()
     for k in tl.static_range(K - 1):
         s = begin - (K - 1) + k
-        value = read_input(
-            s, x_ptr, init_ptr, mask_ptr, row, first, begin_row, channels, ok_D, L, D, x_row, K, SIGN, HAS_INIT, HAS_MASK
-        )
-        inputs = inputs + (value,)
+        value = read_input(s, x_ptr, init_ptr, mask_ptr, row, first, channels, ok_D, L, D, x_row, K, SIGN, HAS_INIT, HAS_MASK)
+        inputs = inputs + (value.to(tl.float32),)
         slopes = slopes + (tl.zeros((BLOCK_D,), tl.float32),)
         here = begin * 0
         if HAS_RUNS:
             here += tl.load(run_ptr + SIGN * tl.maximum(s, 0))
         runs = runs + (here,)
+    # The stretch's own steps and the K - 1 after them, whose gradients the last inputs wait for.
+    stop = tl.minimum(end + (K - 1), L)
+    new, dys = read_group(
+        begin, stop, dy_ptr, x_ptr, init_ptr, mask_ptr, row, first, channels, ok_D, L, D, x_row, K, U, SIGN, HAS_INIT, HAS_MASK
+    )
     for start in tl.range(begin, end + (K - 1), U):
-        new = ()
-        dys = ()
+        # The next group is on its way while this one is computed.
+        next_new, next_dys = read_group(
+            begin * 0 + start + U,
+            stop,
+            dy_ptr,
+            x_ptr,
+            init_ptr,
+            mask_ptr,
+            row,
+            first,
+            channels,
+            ok_D,
+            L,
+            D,
+            x_row,
+            K,
+            U,
+            SIGN,
+            HAS_INIT,
+            HAS_MASK,
+        )
         for i in tl.static_range(U):
             t = begin * 0 + start + i
-            value = read_input(
-                t, x_ptr, init_ptr, mask_ptr, row, first, begin_row, channels, ok_D, L, D, x_row, K, SIGN, HAS_INIT, HAS_MASK
-            )
-            new = new + (value,)
-            wanted = (t < L) & (t < end + (K - 1))
-            if HAS_MASK:
-                wanted = wanted & (tl.load(mask_ptr + SIGN * t, mask=wanted, other=0) != 0)
-            dys = dys + (tl.load(dy_ptr + SIGN * t * D + channels, mask=ok_D & wanted, other=0.0).to(tl.float32),)
-        for i in tl.static_range(U):
-            t = begin * 0 + start + i
-            window = inputs + (new[i],)
+            window = inputs + (new[i].to(tl.float32),)
             run = begin * 0
             if HAS_RUNS:
                 run += tl.load(run_ptr + SIGN * tl.minimum(t, L - 1))
             window_runs = runs + (run,)
-            slope = dys[i]
+            slope = dys[i].to(tl.float32)
             if SILU:
                 total = bias
                 for k in tl.static_range(K):
@@ -250,6 +305,7 @@ def conv_backward(
             inputs = window[1:]
             slopes = window_slopes[1:]
             runs = window_runs[1:]
+        new, dys = next_new, next_dys
     part = (row * tl.num_programs(0) + tl.program_id(0)) * D
     for k in tl.static_range(K):
         tl.store(dweight_ptr + (part + channels) * K + k, dweights[k], mask=ok_D)

@@ -36,7 +36,7 @@ class Choices(NamedTuple):
 
 _SAFE = Choices(Tile(32, 4, 2), Tile(32, 4, 2), Tile(32, 8, 1), Tile(32, 8, 1), Tile(16, 4, 1), Tile(16, 8, 1))
 _HOPPER = Choices(Tile(64, 4, 3), Tile(64, 4, 4), Tile(64, 4, 2), Tile(128, 8, 1), Tile(32, 4, 2), Tile(32, 8, 1))
-# By (major) compute capability. What is not in the table has less shared memory, or has not been measured.
+# By (major) compute capability: measured on 9; 10 has as much room on the chip. Anything else gets what fits everywhere.
 BY_FAMILY = {9: _HOPPER, 10: _HOPPER}
 # Positions by channels of a transposed tile.
 TRANSPOSE = {"places": 64, "channels": 64, "warps": 8}
@@ -59,3 +59,13 @@ def tile(kernel: str, device: torch.device, *, fp32: bool, modes: int, rows: int
     else:
         chosen = getattr(choices, kernel)
     return chosen if modes <= 32 else chosen._replace(rows=max(16, chosen.rows // 2))
+
+
+def cdiv(total: int, block: int) -> int:
+    """How many blocks cover a total; triton's function of this name takes 10 us on the host."""
+    return -(-total // block)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << (n - 1).bit_length()

@@ -7,6 +7,9 @@ carries states from row to row, and a second pass runs with the right entering s
 to the beginning with the adjoint states. Complex numbers are two tensors; N modes are padded with zero weights.
 """
 
+# To a type checker Triton's decorated functions never return, and take no launch options.
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false
+
 import triton
 import triton.language as tl
 
@@ -80,9 +83,7 @@ def row_passes(
         if ADJOINT:
             c = count - 1 - i
         chunk_R = row_R * count + c
-        x_RT = tl.load(
-            x_ptr + chunk_R.to(tl.int64)[:, None] * T + tl.arange(0, T)[None, :], mask=inside_R[:, None], other=0.0
-        )
+        x_RT = tl.load(x_ptr + chunk_R.to(tl.int64)[:, None] * T + tl.arange(0, T)[None, :], mask=inside_R[:, None], other=0.0)
         kept_R = inside_R
         if HAS_FRESH:
             kept_R = tl.load(fresh_ptr + chunk_R, mask=inside_R, other=0) == 0

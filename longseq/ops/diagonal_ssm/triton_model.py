@@ -1,5 +1,8 @@
 """The launches of the diagonal recurrence's kernels, forward and backward."""
 
+# To a type checker Triton's decorated functions never return, and take no launch options.
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false
+
 import torch
 from torch import Tensor
 

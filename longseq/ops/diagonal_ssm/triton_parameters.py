@@ -3,6 +3,9 @@
 One program a channel does in one launch what discretization, tables of powers and their gradients take hundreds for.
 """
 
+# To a type checker Triton's decorated functions never return, and take no launch options.
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false
+
 import triton
 import triton.language as tl
 
@@ -19,9 +22,7 @@ def make_operators(
     """One channel's poles; taps (T,), W and V (2, T, N) as real and imaginary parts; for backward, z^(cT) of every chunk c."""
     channel = tl.program_id(0).to(tl.int64)
     time_T, mode_N = tl.arange(0, T), tl.arange(0, N)
-    dt, a_re_N, a_im_N, b_re_N, b_im_N = load_continuous(
-        dt_ptr, a_re_ptr, a_im_ptr, input_ptr, channel, modes, HAS_INPUT, N
-    )
+    dt, a_re_N, a_im_N, b_re_N, b_im_N = load_continuous(dt_ptr, a_re_ptr, a_im_ptr, input_ptr, channel, modes, HAS_INPUT, N)
     log_N, turn_N, f_re_N, f_im_N, _, _, _, _ = sample(dt, a_re_N, a_im_N, BILINEAR)
     b_re_N, b_im_N = times(b_re_N, b_im_N, dt * f_re_N, dt * f_im_N)
     # Spare modes have no weight, and stay finite.
@@ -201,9 +202,8 @@ def load_parts(part_taps_ptr, part_in_ptr, part_out_ptr, part_step_ptr, channel,
 
 @triton.jit
 def store_number(pointer, channel, modes, mode_N, x_N, place: tl.constexpr, PAIRS: tl.constexpr):
-    step: tl.constexpr = 2 if PAIRS else 1
     x_N = x_N.to(pointer.dtype.element_ty)
-    tl.store(pointer + (channel * modes + mode_N) * step + place, x_N, mask=mode_N < modes)
+    tl.store(pointer + (channel * modes + mode_N) * (2 if PAIRS else 1) + place, x_N, mask=mode_N < modes)
 
 
 @triton.jit(do_not_specialize=["modes", "n_groups", "batch"])
@@ -237,9 +237,7 @@ def parameter_gradients(
     u_re_TN, u_im_TN = times(2 * dout_re_TN, -2 * dout_im_TN, re_TN, -im_TN)
     z_re_N, z_im_N = load_power(pole_ptr, turn_ptr, channel, 1 + 0 * mode_N, N)
     sum_u_re_N, sum_u_im_N = times(tl.sum(u_re_TN, 0), tl.sum(u_im_TN, 0), z_re_N, -z_im_N)
-    time_u_re_N, time_u_im_N = times(
-        tl.sum((steps_T1 + 1) * u_re_TN, 0), tl.sum((steps_T1 + 1) * u_im_TN, 0), z_re_N, -z_im_N
-    )
+    time_u_re_N, time_u_im_N = times(tl.sum((steps_T1 + 1) * u_re_TN, 0), tl.sum((steps_T1 + 1) * u_im_TN, 0), z_re_N, -z_im_N)
     dc_re_N, dc_im_N = times(sum_q_re_N, sum_q_im_N, b_re_N, -b_im_N)
     db_re_N, db_im_N = times(sum_q_re_N, sum_q_im_N, c_re_N, -c_im_N)
     db_re_N += sum_w_re_N
@@ -265,9 +263,7 @@ def parameter_gradients(
         dskip = tl.sum(tl.where(time_T == 0, dtaps_T, 0.0), 0)
         tl.store(dskip_ptr + channel, dskip.to(dskip_ptr.dtype.element_ty))
     # b = dt f(w) B and log z at w = dt A, in double precision.
-    dt, a_re_N, a_im_N, in_re_N, in_im_N = load_continuous(
-        dt_ptr, a_re_ptr, a_im_ptr, input_ptr, channel, modes, HAS_INPUT, N
-    )
+    dt, a_re_N, a_im_N, in_re_N, in_im_N = load_continuous(dt_ptr, a_re_ptr, a_im_ptr, input_ptr, channel, modes, HAS_INPUT, N)
     _, _, f_re_N, f_im_N, df_re_N, df_im_N, log_re_N, log_im_N = sample(dt, a_re_N, a_im_N, BILINEAR)
     db_re_N, db_im_N = db_re_N.to(tl.float64), db_im_N.to(tl.float64)
     pulled_re_N, pulled_im_N = times(db_re_N, db_im_N, f_re_N, -f_im_N)

@@ -1,11 +1,14 @@
 """Where positions stand while the diagonal recurrence's kernels run: slots of a row, rows of chunks, restarts."""
 
+# To a type checker Triton's decorated functions never return, and take no launch options.
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false
+
 import torch
-import triton
 from torch import Tensor
 
 from longseq.ops.diagonal_ssm import triton_choices as choices
 from longseq.ops.diagonal_ssm.layout import align
+from longseq.ops.diagonal_ssm.triton_choices import cdiv, power_of_two
 from longseq.ops.diagonal_ssm.triton_layout import from_channels, to_channels
 
 # Positions of a chunk, and the smallest one that a tensor-core product takes.
@@ -28,9 +31,7 @@ class Plan:
             that it does not cross; None without documents.
     """
 
-    def __init__(
-        self, x_BLD: Tensor, modes: int, mask_BL: Tensor | None, segment_ids_BL: Tensor | None, reverse: bool
-    ) -> None:
+    def __init__(self, x_BLD: Tensor, modes: int, mask_BL: Tensor | None, segment_ids_BL: Tensor | None, reverse: bool) -> None:
         self.batch, self.length, self.width = x_BLD.shape
         self.device, self.dtype, self.modes, self.reverse = x_BLD.device, x_BLD.dtype, modes, reverse
         self.fp32 = x_BLD.dtype == torch.float32
@@ -43,7 +44,7 @@ class Plan:
         self.fresh: Tensor | None = None
         self.open: Tensor | None = None
         self.broken: Tensor | None = None
-        n_chunks = triton.cdiv(self.length, self.T)
+        n_chunks = cdiv(self.length, self.T)
         if mask_BL is None and segment_ids_BL is None:
             self._cut(n_chunks)
         else:
@@ -68,10 +69,10 @@ class Plan:
             self._place((place_BL - 1).masked_fill(~mask_BL, n_chunks * self.T), n_chunks * self.T)
 
     def _cut(self, n_chunks: int) -> None:
-        wanted = self.tile("outputs").rows * triton.cdiv(choices.PROGRAMS, self.width) // self.batch
+        wanted = self.tile("outputs").rows * cdiv(choices.PROGRAMS, self.width) // self.batch
         rows = max(1, min(n_chunks, wanted))
-        self.count = triton.cdiv(n_chunks, rows)
-        self.rows_per_batch = triton.cdiv(n_chunks, self.count)
+        self.count = cdiv(n_chunks, rows)
+        self.rows_per_batch = cdiv(n_chunks, self.count)
         self.n_rows = self.batch * self.rows_per_batch
         self.n_chunks = self.rows_per_batch * self.count
         self.n_slots = self.n_chunks * self.T
@@ -100,8 +101,8 @@ class Plan:
 
     def groups(self, tile: choices.Tile) -> tuple[int, int]:
         """Rows of a program, no more than there are, and programs a channel."""
-        rows = min(tile.rows, max(16, triton.next_power_of_2(self.n_rows)))
-        return rows, triton.cdiv(self.n_rows, rows)
+        rows = min(tile.rows, max(16, power_of_two(self.n_rows)))
+        return rows, cdiv(self.n_rows, rows)
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
@@ -110,7 +111,7 @@ class Plan:
         x_BLD = x_BLD.contiguous()
         x_DBS = self.empty(self.width, self.batch, self.n_slots, dtype=self.dtype)
         slots, channels = choices.TRANSPOSE["places"], choices.TRANSPOSE["channels"]
-        to_channels[(triton.cdiv(self.n_slots, slots), triton.cdiv(self.width, channels), self.batch)](
+        to_channels[(cdiv(self.n_slots, slots), cdiv(self.width, channels), self.batch)](
             x_BLD, x_DBS, x_BLD if self.source is None else self.source, self.length, self.width, self.n_slots,
             self.source is not None, self.reverse, slots, channels, num_warps=choices.TRANSPOSE["warps"],
         )  # fmt: skip
@@ -119,7 +120,7 @@ class Plan:
     def from_channels(self, y_DBS: Tensor) -> Tensor:
         y_BLD = self.empty(self.batch, self.length, self.width, dtype=self.dtype)
         places, channels = choices.TRANSPOSE["places"], choices.TRANSPOSE["channels"]
-        from_channels[(triton.cdiv(self.length, places), triton.cdiv(self.width, channels), self.batch)](
+        from_channels[(cdiv(self.length, places), cdiv(self.width, channels), self.batch)](
             y_DBS, y_BLD, y_DBS if self.slot is None else self.slot, self.length, self.width, self.n_slots,
             self.slot is not None, self.reverse, places, channels, num_warps=choices.TRANSPOSE["warps"],
         )  # fmt: skip

@@ -5,19 +5,20 @@ and cosines are as good at position 4,000 as at position 1, and a polynomial on 
 What happens once for each channel and mode is done in double precision, the (T, N) tables in single.
 """
 
+# To a type checker Triton's decorated functions never return, and take no launch options.
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false
+
 import triton
 import triton.language as tl
 
 # Rows of the table of poles (D, 4, N): log |z|, Re b, Im b, and one to spare.
 POLE_ROWS = tl.constexpr(4)
-_TAU: tl.constexpr = tl.constexpr(6.283185307179586)
 
 
 @triton.jit
 def load_number(pointer, channel, modes, mode_N, place: tl.constexpr, PAIRS: tl.constexpr):
     """A row of (D, N), or one of the two numbers of a row of (D, N, 2); zeros beyond N."""
-    step: tl.constexpr = 2 if PAIRS else 1
-    return tl.load(pointer + (channel * modes + mode_N) * step + place, mask=mode_N < modes, other=0.0)
+    return tl.load(pointer + (channel * modes + mode_N) * (2 if PAIRS else 1) + place, mask=mode_N < modes, other=0.0)
 
 
 @triton.jit

@@ -1,15 +1,17 @@
 """The long convolution on a GPU: Triton kernels around complex FFTs, one custom operator to autograd and torch.compile."""
 
-from collections.abc import Iterator
+# To a type checker Triton's decorated functions never return, and take no launch options.
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false
+
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from longseq.ops.fft_conv.chunked import fast_length
-from longseq.ops.fft_conv.triton_choices import choose, group_width
+from longseq.ops.fft_conv.triton_choices import cdiv, choose, group_width, short_factors, short_warps
 from longseq.ops.fft_conv.triton_kernels import (
     multiply_spectra,
     twist_in,
@@ -18,6 +20,7 @@ from longseq.ops.fft_conv.triton_kernels import (
     untwist_out,
     untwist_taps,
 )
+from longseq.ops.fft_conv.triton_short import convolve_short, correlate_short, make_tables
 from longseq.ops.tracing import runs_eagerly
 
 
@@ -59,17 +62,21 @@ def self_check() -> float:
     """
     from longseq.ops.fft_conv.chunked import fft_conv_chunked
 
-    generator = torch.Generator().manual_seed(0)
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    shapes = ((2, 64, 16), (16, 64), (16,), (2, 64, 16), (2, 64, 16))
-    given = [torch.randn(shape, generator=generator) for shape in shapes]
+    # Both ways of transforming: by cuFFT and by one program.
+    return max(_check_length(fft_conv_chunked, length, device) for length in (64, 256))
+
+
+def _check_length(exact: Callable[..., Tensor], length: int, device: torch.device) -> float:
+    generator = torch.Generator().manual_seed(0)
+    row = (2, length, 16)
+    given = [torch.randn(shape, generator=generator) for shape in (row, (16, length), (16,), row, row)]
     given = [x if x.dim() < 3 else x.bfloat16() for x in given]
-    results = []
-    for run in (fft_conv_triton, fft_conv_chunked):
-        exact = run is fft_conv_chunked
-        leaves = [x.to(device, torch.float32 if exact else x.dtype).requires_grad_() for x in given]
+    dy, results = torch.randn(row, generator=generator).bfloat16().to(device), []
+    for run in (fft_conv_triton, exact):
+        leaves = [x.to(device, torch.float32 if run is exact else x.dtype).requires_grad_() for x in given]
         y = run(*leaves, None)
-        results.append([y.detach(), *torch.autograd.grad(y.float().square().sum(), leaves)])
+        results.append([y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))])
     return max(float((a - b).norm() / b.norm().clamp(min=1e-6)) for a, b in zip(*results, strict=True))
 
 
@@ -82,38 +89,85 @@ class _Plan:
         self.taps = min(k_DK.shape[1], given + self.length)
         self.past = min(given, self.taps - 1)
         self.forgotten = given - self.past
-        self.n = fast_length(max(2, self.past + self.length, self.taps))
-        self.device, self.history = u_BLD.device, history_BMD
-        self.group = group_width(self.batch, self.width, self.n)
-        self.tile = choose(u_BLD.device)
+        needed = max(2, self.past + self.length, self.taps)
+        self.device, self.history, self.dtype = u_BLD.device, history_BMD, u_BLD.dtype
+        self.tile, self.short = choose(u_BLD.device), short_factors(needed, u_BLD.dtype, u_BLD.device)
+        if self.short is None:
+            self.n = fast_length(needed)
+            self.group = group_width(self.batch, self.width, self.n)
+        else:
+            self.n, self.group = self.short[0] * self.short[1], self.width
+            self.tables = self._tables(*self.short)
+
+    def _tables(self, n1: int, n2: int) -> tuple[Tensor, Tensor]:
+        """DFT matrices, and twiddles and twist, for transforms of one program."""
+        dft = torch.empty(2 * (n1 * n1 + n2 * n2), dtype=torch.float16, device=self.device)
+        phase = torch.empty(4 * self.n, dtype=torch.float32, device=self.device)
+        make_tables[(1,)](dft, phase, n1, n2, num_warps=8)
+        return dft, phase
 
     def groups(self) -> Iterator[tuple[int, int]]:
         for first in range(0, self.width, self.group):
             yield first, min(first + self.group, self.width)
 
     def grid(self, places: int, channels: int) -> tuple[int, int, int]:
-        return triton.cdiv(places, self.tile.places), triton.cdiv(channels, self.tile.channels), self.batch
+        return cdiv(places, self.tile.places), cdiv(channels, self.tile.channels), self.batch
 
     def from_the_end(self, places: int, block: int, channels: int) -> tuple[tuple[int, int, int], int]:
         """Programs over the last slots, and the whole block at which they begin."""
         start = (self.n - places) // block * block
-        return (triton.cdiv(self.n - start, block), triton.cdiv(channels, self.tile.channels), self.batch), start
+        return (cdiv(self.n - start, block), cdiv(channels, self.tile.channels), self.batch), start
 
     def spectrum(self, x_BLD: Tensor, gate_BLD: Tensor | None, first: int, last: int, reverse: bool) -> Tensor:
-        """(channels, B, n) of gate * x behind the history, or of gate * x from the end to the beginning without it."""
-        z = torch.empty(last - first, self.batch, self.n, dtype=torch.complex64, device=self.device)
+        """(channels, B, n) of gate * x behind the history, or of gate * x from the end to the beginning without it.
+
+        Of what one program transforms, not the spectrum but the signal.
+        """
+        plain = self.short is not None
+        z = torch.empty(last - first, self.batch, self.n, dtype=self.dtype if plain else torch.complex64, device=self.device)
         history = None if reverse else self.history
         twist_in[self.grid(self.n, last - first)](
-            x_BLD, x_BLD if gate_BLD is None else gate_BLD, x_BLD if history is None else history, torch.view_as_real(z),
+            x_BLD, x_BLD if gate_BLD is None else gate_BLD, x_BLD if history is None else history,
+            z if plain else torch.view_as_real(z),
             self.length, self.width, self.past, self.forgotten, self.n, first, last,
-            gate_BLD is not None, history is not None and self.past > 0, reverse, self.tile.places, self.tile.channels,
+            gate_BLD is not None, history is not None and self.past > 0, reverse, plain,
+            self.tile.places, self.tile.channels,
             num_warps=self.tile.warps,
         )  # fmt: skip
-        return torch.fft.fft(z)
+        return z if plain else torch.fft.fft(z)
+
+    def convolve(self, z: Tensor, kernel: Tensor) -> Tensor:
+        """The convolution as `untwist_out` reads it, from a spectrum (which is overwritten) or a signal."""
+        if self.short is None:
+            return _signal(z.mul_(kernel.unsqueeze(1)))
+        y = torch.empty_like(z)
+        convolve_short[(z.shape[0] * self.batch,)](
+            z, torch.view_as_real(kernel), *self.tables, y, self.batch, *self.short, num_warps=short_warps(self.n)
+        )
+        return y
+
+    def products(self, g: Tensor, x: Tensor | None, kernel: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What the gradient of the input is made of, as `untwist_gradients` reads it, and the spectrum of that of the taps.
+
+        Either is left out where its other factor is None.
+        """
+        dkernel = None if x is None else torch.empty(g.shape[0], self.n, dtype=torch.complex64, device=self.device)
+        if self.short is not None:
+            if x is not None and dkernel is not None:
+                correlate_short[(g.shape[0],)](
+                    g, x, *self.tables, torch.view_as_real(dkernel), self.batch, *self.short, num_warps=short_warps(self.n)
+                )
+            return g if kernel is None else self.convolve(g, kernel), dkernel
+        real = torch.view_as_real(g)
+        multiply_spectra[(cdiv(self.n, self.tile.block), g.shape[0])](
+            real, *(real if t is None else torch.view_as_real(t) for t in (x, kernel, dkernel)),
+            self.batch, self.n, x is not None, kernel is not None, self.tile.block,
+        )  # fmt: skip
+        return real if kernel is None else _signal(g), dkernel
 
     def kernel_spectrum(self, k_DK: Tensor, first: int, last: int) -> Tensor:
         z = torch.empty(last - first, self.n, dtype=torch.complex64, device=self.device)
-        twist_taps[(triton.cdiv(self.n, self.tile.block), last - first)](
+        twist_taps[(cdiv(self.n, self.tile.block), last - first)](
             k_DK, torch.view_as_real(z), self.taps, k_DK.stride(0), self.n, first, self.tile.block
         )
         return torch.fft.fft(z)
@@ -142,12 +196,12 @@ def _run_forward(
     plan = _Plan(u, k, history)
     y_BLD, plain_BLD = _empty(u, save)
     for first, last in plan.groups():
-        z = plan.spectrum(u, pre, first, last, False).mul_(plan.kernel_spectrum(k, first, last).unsqueeze(1))
+        z = plan.convolve(plan.spectrum(u, pre, first, last, False), plan.kernel_spectrum(k, first, last))
         untwist_out[plan.grid(plan.length, last - first)](
-            _signal(z), u, u if pre is None else pre, u if post is None else post, u if bias is None else bias,
+            z, u, u if pre is None else pre, u if post is None else post, u if bias is None else bias,
             y_BLD, plain_BLD, plan.length, plan.width, plan.past, plan.n, first, last,
-            pre is not None, post is not None, bias is not None, save, plan.tile.places, plan.tile.channels,
-            num_warps=plan.tile.warps,
+            pre is not None, post is not None, bias is not None, save, plan.short is not None,
+            plan.tile.places, plan.tile.channels, num_warps=plan.tile.warps,
         )  # fmt: skip
     return y_BLD, plain_BLD
 
@@ -194,17 +248,11 @@ def _run_backward(
     part = torch.empty(plan.batch * grid[0] if bias is not None else 0, plan.width, dtype=torch.float32, device=u.device)
     for first, last in plan.groups():
         g = plan.spectrum(dy, post, first, last, True)
-        kernel = plan.kernel_spectrum(k, first, last) if need_input else g
-        x, dkernel = g, g
-        if need_kernel:
-            x = plan.spectrum(u, pre, first, last, False)
-            dkernel = torch.empty(last - first, plan.n, dtype=torch.complex64, device=u.device)
-        multiply_spectra[(triton.cdiv(plan.n, plan.tile.block), last - first)](
-            torch.view_as_real(g), torch.view_as_real(x), torch.view_as_real(kernel), torch.view_as_real(dkernel),
-            plan.batch, plan.n, need_kernel, need_input, plan.tile.block,
-        )  # fmt: skip
-        del x, kernel
-        if need_kernel:
+        kernel = plan.kernel_spectrum(k, first, last) if need_input else None
+        x = plan.spectrum(u, pre, first, last, False) if need_kernel else None
+        z, dkernel = plan.products(g, x, kernel)
+        del g, x, kernel
+        if dkernel is not None:
             taps_grid, taps_start = plan.from_the_end(plan.taps, plan.tile.block, 1)
             untwist_taps[(taps_grid[0], last - first)](
                 _signal(dkernel), dk, plan.taps, dk.stride(0), plan.n, first, taps_start, plan.tile.block
@@ -212,11 +260,11 @@ def _run_backward(
             del dkernel
         grid, start = plan.from_the_end(plan.past + plan.length, plan.tile.places, last - first)
         untwist_gradients[grid](
-            _signal(g) if need_input else torch.view_as_real(g), dy, u, u if pre is None else pre,
+            z, dy, u, u if pre is None else pre,
             u if post is None else post, u if bias is None else bias, plain_BLD, du, dpre, dpost, dhistory, part,
             plan.length, plan.width, plan.past, plan.forgotten, plan.n, first, last, start,
             pre is not None, post is not None, bias is not None, history is not None, need_input,
-            plan.tile.places, plan.tile.channels, SAVED=save, num_warps=plan.tile.warps,
+            plan.short is not None, plan.tile.places, plan.tile.channels, SAVED=save, num_warps=plan.tile.warps,
         )  # fmt: skip
     dbias = part.sum(0).to(bias.dtype) if bias is not None else part.new_empty(0)
     return du, dk, dbias, dpre, dpost, dhistory
@@ -229,6 +277,7 @@ def _gradients(
     u: Tensor, k: Tensor, bias: Tensor | None, pre: Tensor | None, post: Tensor | None, history: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Room for them. Taps and history too far off to reach an output are never written, so these start as 0."""
+
     def like(x: Tensor | None, make: Any = torch.empty) -> Tensor:
         return make((0,) if x is None else x.shape, dtype=u.dtype if x is None else x.dtype, device=u.device)
 

@@ -5,6 +5,9 @@ wraps around comes back turned by a right angle: the real part of the untwisted 
 convolution and the imaginary part the second. No zero padding, and no separate form for real signals.
 """
 
+# To a type checker Triton's decorated functions never return, and take no launch options.
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false
+
 import triton
 import triton.language as tl
 
@@ -29,10 +32,10 @@ def load_part(pointer, row, place_S, rows, width, channel_D, kept_S, inside_D):
 @triton.jit(do_not_specialize=["length", "forgotten"])
 def twist_in(
     x_ptr, gate_ptr, history_ptr, out_ptr, length, width, past, forgotten, n, first, last,
-    HAS_GATE: tl.constexpr, HAS_HISTORY: tl.constexpr, REVERSE: tl.constexpr,
+    HAS_GATE: tl.constexpr, HAS_HISTORY: tl.constexpr, REVERSE: tl.constexpr, PLAIN: tl.constexpr,
     SLOTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Channels first ... last - 1 of gate * x behind the history, (B, L, D) -> twisted complex (channels, B, n)."""
+    """Channels first ... last - 1 of gate * x behind the history, (B, L, D) -> (channels, B, n), twisted complex or PLAIN."""
     slot_S = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
     local_D = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     channel_D = first + local_D
@@ -49,12 +52,16 @@ def twist_in(
         x_SD += load_part(
             history_ptr, row, time_S + forgotten, past + forgotten, width, channel_D, inside_S & (time_S < past), inside_D
         )
-    cos_S, sin_S = twist(slot_S, n)
     x_DS = tl.trans(x_SD)
+    signal = (local_D.to(tl.int64)[:, None] * tl.num_programs(2) + row) * n
+    if PLAIN:
+        kept_DS = inside_D[:, None] & inside_S[None, :]
+        tl.store(out_ptr + signal + slot_S[None, :], x_DS.to(out_ptr.dtype.element_ty), mask=kept_DS)
+        return
+    cos_S, sin_S = twist(slot_S, n)
     both_DS = tl.interleave(x_DS * cos_S[None, :], x_DS * sin_S[None, :])
     place_S = tl.program_id(0) * SLOTS * 2 + tl.arange(0, 2 * SLOTS)
-    pointer_DS = out_ptr + (local_D.to(tl.int64)[:, None] * tl.num_programs(2) + row) * n * 2 + place_S[None, :]
-    tl.store(pointer_DS, both_DS, mask=inside_D[:, None] & (place_S < 2 * n)[None, :])
+    tl.store(out_ptr + signal * 2 + place_S[None, :], both_DS, mask=inside_D[:, None] & (place_S < 2 * n)[None, :])
 
 
 @triton.jit(do_not_specialize=["taps"])
@@ -90,15 +97,18 @@ def untwist_taps(z_ptr, dk_ptr, taps, stride, n, first, start, BLOCK: tl.constex
 
 
 @triton.jit
-def load_untwisted(z_ptr, row, local_D, rows, first_slot, n, inside_D, SLOTS: tl.constexpr):
-    """(S, D) real parts at slots from the first one on.
+def load_untwisted(z_ptr, row, local_D, rows, first_slot, n, inside_D, PLAIN: tl.constexpr, SLOTS: tl.constexpr):
+    """(S, D) real parts at slots from the first one on; PLAIN signals are real, untwisted and scaled already.
 
     Real and imaginary parts are read side by side, along the slots and up to n, so that a thread reads 16 bytes at once.
     """
-    place_S = first_slot * 2 + tl.arange(0, 2 * SLOTS)
-    pointer_DS = z_ptr + (local_D.to(tl.int64)[:, None] * rows + row) * n * 2 + place_S[None, :]
-    z_DS = tl.load(pointer_DS, mask=inside_D[:, None] & (place_S < 2 * n)[None, :], other=0.0)
+    signal = (local_D.to(tl.int64)[:, None] * rows + row) * n
     slot_S = first_slot + tl.arange(0, SLOTS)
+    if PLAIN:
+        kept_DS = inside_D[:, None] & (slot_S < n)[None, :]
+        return tl.trans(tl.load(z_ptr + signal + slot_S[None, :], mask=kept_DS, other=0.0).to(tl.float32))
+    place_S = first_slot * 2 + tl.arange(0, 2 * SLOTS)
+    z_DS = tl.load(z_ptr + signal * 2 + place_S[None, :], mask=inside_D[:, None] & (place_S < 2 * n)[None, :], other=0.0)
     return tl.trans(untwist(z_DS.reshape(local_D.shape[0], SLOTS, 2), slot_S[None, :], n))
 
 
@@ -111,7 +121,7 @@ def store_part(pointer, row, place_S, rows, width, channel_D, kept_S, inside_D, 
 @triton.jit(do_not_specialize=["length"])
 def untwist_out(
     z_ptr, u_ptr, pre_ptr, post_ptr, bias_ptr, y_ptr, plain_ptr, length, width, past, n, first, last,
-    HAS_PRE: tl.constexpr, HAS_POST: tl.constexpr, HAS_BIAS: tl.constexpr, SAVE: tl.constexpr,
+    HAS_PRE: tl.constexpr, HAS_POST: tl.constexpr, HAS_BIAS: tl.constexpr, SAVE: tl.constexpr, PLAIN: tl.constexpr,
     PLACES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """post * (convolution + bias * pre * u), and the bracket itself for the gradient of the post gate."""
@@ -121,7 +131,7 @@ def untwist_out(
     row = tl.program_id(2).to(tl.int64)
     inside_S, inside_D = place_S < length, channel_D < last
     first_slot = tl.program_id(0) * PLACES + past
-    y_SD = load_untwisted(z_ptr, row, local_D, tl.num_programs(2), first_slot, n, inside_D, PLACES)
+    y_SD = load_untwisted(z_ptr, row, local_D, tl.num_programs(2), first_slot, n, inside_D, PLAIN, PLACES)
     if HAS_BIAS:
         v_SD = load_part(u_ptr, row, place_S, length, width, channel_D, inside_S, inside_D)
         if HAS_PRE:
@@ -167,7 +177,7 @@ def untwist_gradients(
     z_ptr, dy_ptr, u_ptr, pre_ptr, post_ptr, bias_ptr, plain_ptr, du_ptr, dpre_ptr, dpost_ptr, dhistory_ptr, part_ptr,
     length, width, past, forgotten, n, first, last, start,
     HAS_PRE: tl.constexpr, HAS_POST: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_HISTORY: tl.constexpr,
-    NEED_INPUT: tl.constexpr, PLACES: tl.constexpr, CHANNELS: tl.constexpr, SAVED: tl.constexpr,
+    NEED_INPUT: tl.constexpr, PLAIN: tl.constexpr, PLACES: tl.constexpr, CHANNELS: tl.constexpr, SAVED: tl.constexpr,
 ):  # fmt: skip
     """Gradients of u, both gates and the history, and a tile's part of that of the bias.
 
@@ -196,7 +206,7 @@ def untwist_gradients(
         part = (row * tl.num_programs(0) + tl.program_id(0)) * width
         tl.store(part_ptr + part + channel_D, tl.sum(g_SD * v_SD, 0), mask=inside_D)
     if NEED_INPUT:
-        dv_SD = load_untwisted(z_ptr, row, local_D, tl.num_programs(2), first_slot, n, inside_D, PLACES)
+        dv_SD = load_untwisted(z_ptr, row, local_D, tl.num_programs(2), first_slot, n, inside_D, PLAIN, PLACES)
         if HAS_HISTORY:
             before_S = (time_S >= 0) & (time_S < past)
             store_part(dhistory_ptr, row, time_S + forgotten, past + forgotten, width, channel_D, before_S, inside_D, dv_SD)

@@ -16,7 +16,7 @@ from torch import Tensor
 from longseq.ops.chunks import segment_starts
 from longseq.ops.selective_scan.chunked import selective_scan_chunked
 from longseq.ops.selective_scan.triton_backward import scan_backward
-from longseq.ops.selective_scan.triton_choices import KEEP, MAX_STATES, Choice, choose, padded_states
+from longseq.ops.selective_scan.triton_choices import KEEP, LONGEST, MAX_STATES, Choice, choose, padded_states
 from longseq.ops.selective_scan.triton_kernels import combine_stretches, scan_forward
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -26,7 +26,9 @@ _RESET = -1e30
 _COMBINE_BLOCK = 128
 
 
-def supports(x_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor, *others: Any, **options: Any) -> str | None:
+def supports(
+    x_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor, *others: Any, **options: Any
+) -> str | None:
     """Why these inputs cannot be run by the kernels, or None if they can."""
     if not x_BLD.is_cuda and not _INTERPRETED:
         return f"it needs CUDA tensors, found {x_BLD.device}"
@@ -62,7 +64,7 @@ def selective_scan_triton(
     """Selective scan on a GPU; arguments as in `longseq.ops.selective_scan.selective_scan`.
 
     Cost: with 4 states to a thread, 8 bytes of memory traffic, N + 4 special-function operations and about 5 N other
-    instructions for each element of x in the forward pass; 4 N / 16 bytes more when a backward pass will follow.
+    instructions for each element of x in the forward pass; N / 8 numbers of x's size more when a backward pass will follow.
     """
     values = (x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, initial_state_BDN)
     save = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in values)
@@ -91,8 +93,14 @@ def _guard(x: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
-def _choices(x: Tensor) -> tuple[Choice, Choice]:
-    return choose(torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 0)
+def _choices(x_BLD: Tensor, n_states: int) -> tuple[Choice, Choice]:
+    batch, length, width = x_BLD.shape
+    return choose(torch.cuda.get_device_capability(x_BLD.device)[0] if x_BLD.is_cuda else 0, batch, length, width, n_states)
+
+
+def _kept_dtype(x_dtype: torch.dtype) -> torch.dtype:
+    """In 16 bits for inputs of as many: what is computed from a kept state is soon rounded to them."""
+    return torch.bfloat16 if x_dtype == torch.bfloat16 else torch.float32
 
 
 def _rows_of(v: Tensor) -> Tensor:
@@ -104,7 +112,7 @@ def _rows_of(v: Tensor) -> Tensor:
 def _map(v_BLN: Tensor, mask_BL: Tensor | None, reverse: bool) -> Tensor:
     """B or C in float32, zero where masked, with whole tiles of steps after the last one in scan order."""
     v = v_BLN.float() if mask_BL is None else v_BLN.float().masked_fill(~mask_BL.unsqueeze(-1), 0.0)
-    steps = -v.shape[1] % KEEP
+    steps = -v.shape[1] % LONGEST
     return F.pad(v, (0, padded_states(v.shape[2]) - v.shape[2], *((steps, 0) if reverse else (0, steps)))).contiguous()
 
 
@@ -116,7 +124,7 @@ def _resets(segment_ids_BL: Tensor, mask_BL: Tensor | None, reverse: bool) -> Te
         starts = segment_starts(segment_ids_BL, mask_BL)
     if mask_BL is not None:
         starts = starts & mask_BL
-    steps = -starts.shape[1] % KEEP
+    steps = -starts.shape[1] % LONGEST
     return F.pad(starts.float() * _RESET, (steps, 0) if reverse else (0, steps)).contiguous()
 
 
@@ -158,7 +166,7 @@ class _Launch:
         self.n_kept = -(-self.length // KEEP)
         self.block = choice.block_width(self.padded)
         self.stretches = choice.stretches(self.batch, self.length, self.width, self.padded)
-        self.stretch = -(-self.n_kept // self.stretches) * KEEP
+        self.stretch = -(-self.length // (LONGEST * self.stretches)) * LONGEST
         self.stretches = -(-self.length // self.stretch)
         self.grid = (-(-self.width // self.block), self.stretches, self.batch)
         rows = self.maps[0].shape[1]
@@ -168,6 +176,7 @@ class _Launch:
         self.flags: dict[str, Any] = {
             "SIGN": -1 if reverse else 1,
             "KEEP": KEEP,
+            "TOUCH": choice.touch,
             "SOFTPLUS": softplus,
             "HAS_SKIP": D is not None,
             "HAS_GATE": z is not None,
@@ -227,9 +236,10 @@ def _scan(
     """Outputs, the last state, and the state before every KEEP-th step (B, L / KEEP, D, N padded), empty without `save`."""
     inputs = (x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, mask_BL, segment_ids_BL)
     with _guard(x_BLD):
-        run = _Launch(*inputs, dt_softplus, reverse, _choices(x_BLD)[0])
+        run = _Launch(*inputs, dt_softplus, reverse, _choices(x_BLD, A_DN.shape[1])[0])
         y_BLD = torch.empty(x_BLD.shape, dtype=x_BLD.dtype, device=x_BLD.device)
-        kept = run.A.new_empty(run.batch, run.n_kept, run.width, run.padded) if save else run.A.new_empty(0)
+        shape = (run.batch, run.n_kept, run.width, run.padded) if save else (0,)
+        kept = run.A.new_empty(shape, dtype=_kept_dtype(x_BLD.dtype))
         h0 = run.A.new_zeros(run.batch, run.width, run.padded) if h0_BDN is None else _pad_states(h0_BDN, run.padded)
         last, start = run.new_states(), h0
         if run.stretches > 1:
@@ -248,7 +258,7 @@ def _(x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, h0, mask_BL, seg
     batch, length, width = x_BLD.shape
     shape = (batch, (length + KEEP - 1) // KEEP, width, padded_states(A_DN.shape[1])) if save else (0,)
     state = x_BLD.new_empty(batch, width, A_DN.shape[1], dtype=torch.float32)
-    return x_BLD.new_empty(x_BLD.shape), state, x_BLD.new_empty(shape, dtype=torch.float32)
+    return x_BLD.new_empty(x_BLD.shape), state, x_BLD.new_empty(shape, dtype=_kept_dtype(x_BLD.dtype))
 
 
 @torch.library.custom_op("longseq::selective_scan_triton_backward", mutates_args=())
@@ -272,7 +282,7 @@ def _scan_backward(
     """Gradients of x, dt, A, B, C, D, z, dt_bias and the initial state; empty for those left out."""
     inputs = (x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, mask_BL, segment_ids_BL)
     with _guard(x_BLD):
-        run = _Launch(*inputs, dt_softplus, reverse, _choices(x_BLD)[1])
+        run = _Launch(*inputs, dt_softplus, reverse, _choices(x_BLD, A_DN.shape[1])[1])
         choice, dy = run.choice, dy_BLD.contiguous()
         dx, ddt = (torch.empty(x_BLD.shape, dtype=v.dtype, device=v.device) for v in (x_BLD, dt_BLD))
         dz = x_BLD.new_empty(0) if z_BLD is None else torch.empty(x_BLD.shape, dtype=z_BLD.dtype, device=x_BLD.device)
@@ -281,7 +291,12 @@ def _scan_backward(
         dskip, dbias = (run.A.new_empty(run.batch, run.stretches, run.width) for _ in range(2))
         dlast = _pad_states(dstate_BDN, run.padded)
         outputs = (kept, dx, ddt, dz, dB, dC, dA, dskip, dbias, dstart, totals)
-        flags = {**run.flags, "WARPS": choice.warps, "DOT": choice.dot and x_BLD.dtype == torch.bfloat16}
+        flags = {
+            **run.flags,
+            "WARPS": choice.warps,
+            "STAGES": choice.stages,
+            "DOT": choice.dot and x_BLD.dtype == torch.bfloat16,
+        }
         # The interpreter multiplies no 16-bit matrices.
         flags["DOT_TYPE"] = tl.float32 if _INTERPRETED else tl.bfloat16
         if run.stretches > 1:
@@ -292,10 +307,11 @@ def _scan_backward(
             entering, dh0 = dlast, dstart[:, 0]
         scan_backward[run.grid](dy, entering, *run.inputs(), *outputs, *run.sizes, **flags, GRADS=True, TOTALS=False)  # type: ignore[index]
         n = run.n_states
-        sums = [dA.sum((0, 1))[:, :n].contiguous(), dB.sum(0)[..., :n].contiguous(), dC.sum(0)[..., :n].contiguous()]
+        dA = dA.sum((0, 1))[:, :n].contiguous()
+        dB, dC = (v.sum(0)[..., :n].contiguous() for v in (dB, dC))
         dD = x_BLD.new_empty(0) if D_D is None else dskip.sum((0, 1))
         dbias = x_BLD.new_empty(0) if dt_bias_D is None else dbias.sum((0, 1))
-        return dx, ddt, *sums, dD, dz, dbias, run.without_padding(dh0)
+        return dx, ddt, dA, dB, dC, dD, dz, dbias, run.without_padding(dh0)
 
 
 @_scan_backward.register_fake

@@ -5,6 +5,11 @@ g_t = a_{t+1} g_{t+1} + C_t dy_t, dC_t = sum_d dy_t h_t, dB_t = sum_d u_t g_t, d
 gradient g_t a_t h_{t-1} gives those of dt and A.
 """
 
+# To a type checker Triton's decorated functions never return.
+# pyright: reportGeneralTypeIssues=false
+# Triton knows no starred tuples.
+# ruff: noqa: RUF005
+
 import triton
 import triton.language as tl
 
@@ -18,6 +23,7 @@ from longseq.ops.selective_scan.triton_kernels import (
     softplus,
     split_rows,
     tile_ok,
+    touch,
 )
 
 # Columns of the matrix of ones: the smallest that the tensor cores take.
@@ -104,10 +110,12 @@ def scan_backward(
     T: tl.constexpr,
     LOG_T: tl.constexpr,
     WARPS: tl.constexpr,
+    STAGES: tl.constexpr,
     SIGN: tl.constexpr,
     KEEP: tl.constexpr,
     GRADS: tl.constexpr,
     TOTALS: tl.constexpr,
+    TOUCH: tl.constexpr,
     DOT: tl.constexpr,
     DOT_TYPE: tl.constexpr,
     SOFTPLUS: tl.constexpr,
@@ -180,7 +188,12 @@ def scan_backward(
     z_next = dy_next
     if HAS_GATE:
         z_next = load_tile(z_ptr + ahead * z_row, z_row, steps, SIGN, channels, ok_next)
-    for index in tl.range(0, n_tiles):
+    h_next = tl.zeros((BLOCK_D, N), kept_ptr.dtype.element_ty)
+    if GRADS:
+        last_kept = zero + ((n_tiles - 1) * T) // KEEP
+        h_next = tl.load(kept_ptr + last_kept * D * N + at_DN, mask=ok_D[:, None], other=0.0)
+    hits = tl.zeros((T * N,), tl.int32)
+    for index in tl.range(0, n_tiles, num_stages=STAGES):
         k = n_tiles - 1 - index
         start = begin + k * T
         here = zero + SIGN * k * T
@@ -195,6 +208,15 @@ def scan_backward(
             z_next = load_tile(z_ptr + ahead * z_row, z_row, steps, SIGN, channels, ok_next)
         else:
             z_next = dy_next
+        h_kept = h_next
+        if GRADS:
+            kept_before = zero + (tl.maximum(k - 1, 0) * T) // KEEP
+            h_next = tl.load(kept_ptr + kept_before * D * N + at_DN, mask=ok_D[:, None], other=0.0)
+        if TOUCH:
+            # Two tiles of steps stand between the pointers and those before: time runs backwards here.
+            hits = touch(hits, C_ptr + (here - SIGN * 2 * T) * N, k > 0, T, N, SIGN)
+            if GRADS:
+                hits = touch(hits, B_ptr + (here - SIGN * 2 * T) * N, k > 0, T, N, SIGN)
         if HAS_GATE:
             dy *= z * sigmoid(z)
         if HAS_BIAS:
@@ -221,28 +243,28 @@ def scan_backward(
                 g = tl.exp2(log_decay) * (g + dy_rows[T - 1 - j][:, None] * C)
         else:
             u_rows = split_rows(dt * x, BLOCK_D, T, LOG_T)
-            kept = (k * T) // KEEP
-            h = tl.load(kept_ptr + (zero + kept) * D * N + at_DN, mask=ok_D[:, None], other=0.0)
-            # From the kept state to this tile's first one.
-            for earlier in tl.range(kept * (KEEP // T), k):
-                there = zero + SIGN * earlier * T
-                ok_e = tile_ok(begin + earlier * T, end, steps, channels, D, mask_ptr + there, SIGN, HAS_MASK)
-                dt_e = load_tile(dt_ptr + there * dt_row, dt_row, steps, SIGN, channels, ok_e)
-                x_e = load_tile(x_ptr + there * x_row, x_row, steps, SIGN, channels, ok_e)
-                if HAS_BIAS:
-                    dt_e += bias[:, None]
-                if SOFTPLUS:
-                    dt_e = softplus(dt_e)
-                if HAS_BIAS or SOFTPLUS:
-                    dt_e = tl.where(ok_e, dt_e, 0.0)
-                dt_e_rows = split_rows(dt_e, BLOCK_D, T, LOG_T)
-                u_e_rows = split_rows(dt_e * x_e, BLOCK_D, T, LOG_T)
-                for i in tl.static_range(T):
-                    B = tl.load(B_ptr + there * N + (SIGN * i * N) + at_map)
-                    log_decay = dt_e_rows[i][:, None] * A2
-                    if HAS_RESET:
-                        log_decay += tl.load(reset_ptr + there + SIGN * i)
-                    h = tl.exp2(log_decay) * h + u_e_rows[i][:, None] * B
+            h = h_kept.to(tl.float32)
+            if KEEP > T:
+                # From the kept state to this tile's first one.
+                for earlier in tl.range((k * T) // KEEP * (KEEP // T), k):
+                    there = zero + SIGN * earlier * T
+                    ok_e = tile_ok(begin + earlier * T, end, steps, channels, D, mask_ptr + there, SIGN, HAS_MASK)
+                    dt_e = load_tile(dt_ptr + there * dt_row, dt_row, steps, SIGN, channels, ok_e)
+                    x_e = load_tile(x_ptr + there * x_row, x_row, steps, SIGN, channels, ok_e)
+                    if HAS_BIAS:
+                        dt_e += bias[:, None]
+                    if SOFTPLUS:
+                        dt_e = softplus(dt_e)
+                    if HAS_BIAS or SOFTPLUS:
+                        dt_e = tl.where(ok_e, dt_e, 0.0)
+                    dt_e_rows = split_rows(dt_e, BLOCK_D, T, LOG_T)
+                    u_e_rows = split_rows(dt_e * x_e, BLOCK_D, T, LOG_T)
+                    for i in tl.static_range(T):
+                        B = tl.load(B_ptr + there * N + (SIGN * i * N) + at_map)
+                        log_decay = dt_e_rows[i][:, None] * A2
+                        if HAS_RESET:
+                            log_decay += tl.load(reset_ptr + there + SIGN * i)
+                        h = tl.exp2(log_decay) * h + u_e_rows[i][:, None] * B
             hs = (h,)
             decays = ()
             for i in tl.static_range(T):
@@ -330,6 +352,8 @@ def scan_backward(
                 dbias += tl.sum(ddt, axis=1)
             tl.store(dx_ptr + here * D + at_tile, dx.to(dx_ptr.dtype.element_ty), mask=inside)
             tl.store(ddt_ptr + here * D + at_tile, ddt.to(ddt_ptr.dtype.element_ty), mask=inside)
+    if TOUCH:
+        g += tl.max(hits, axis=0).to(tl.float32)
     tl.store(dstart_ptr + place * N + at_DN, g, mask=ok_D[:, None])
     if TOTALS:
         totals = total[:, None] * A2

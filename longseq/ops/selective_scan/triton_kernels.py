@@ -6,6 +6,11 @@ lanes that hold the channel's states, the recurrence runs step by step, and `joi
 wide stores. Time runs in scan order: position = first + sign * step.
 """
 
+# To a type checker Triton's decorated functions never return.
+# pyright: reportGeneralTypeIssues=false
+# Triton knows no starred tuples.
+# ruff: noqa: RUF005
+
 import triton
 import triton.language as tl
 
@@ -75,6 +80,36 @@ def tile_ok(start, end, steps, channels, D, mask_ptr, SIGN: tl.constexpr, HAS_MA
     return inside[None, :] & (channels < D)[:, None]
 
 
+# Bits of a number that no computation makes: one of the values that are not a number.
+STRANGE: tl.constexpr = tl.constexpr(0x7FABCDEF)
+# And one that 16 bits can hold.
+STRANGE_WIDE: tl.constexpr = tl.constexpr(0x7FAB0000)
+
+
+@triton.jit
+def touch(hits, ptr, wanted, T: tl.constexpr, N: tl.constexpr, SIGN: tl.constexpr):
+    """Reads the map's next T steps into the first-level cache, where the steps themselves find them soon after.
+
+    A read must be used, so it is compared with a number that never occurs, and would make a result NaN wherever it did.
+    """
+    base = ptr + SIGN * T * N
+    if SIGN < 0:
+        base = ptr - (2 * T - 1) * N
+    values = tl.load(base + tl.arange(0, T * N), mask=wanted, other=0.0)
+    return hits | (values.to(tl.int32, bitcast=True) == STRANGE).to(tl.int32)
+
+
+@triton.jit
+def touch_tile(hits, ptr, row_stride, left, room, T: tl.constexpr, BLOCK_D: tl.constexpr, SIGN: tl.constexpr):
+    """The same for a tile of a (B, L, D) tensor, one element of 16. `left` steps and `room` channels exist from `ptr` on."""
+    PARTS: tl.constexpr = (BLOCK_D + 15) // 16
+    at = tl.arange(0, T * PARTS)
+    step, channel = at // PARTS, at % PARTS * 16
+    wanted = (step < left) & (channel < room)
+    values = tl.load(ptr + SIGN * (step * row_stride) + channel, mask=wanted, other=0.0).to(tl.float32)
+    return hits | (values.to(tl.int32, bitcast=True) == STRANGE_WIDE).to(tl.int32)
+
+
 # Values that differ from call to call; specialising on them would compile the same code again and again.
 VARYING = ["L", "stretch", "n_kept", "map_rows", "first_map", "x_batch", "dt_batch", "z_batch"]
 
@@ -118,6 +153,7 @@ def scan_forward(
     SAVE: tl.constexpr,
     OUTPUTS: tl.constexpr,
     TOTALS: tl.constexpr,
+    TOUCH: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     HAS_SKIP: tl.constexpr,
     HAS_GATE: tl.constexpr,
@@ -128,7 +164,8 @@ def scan_forward(
     """One stretch of time from its entering state: outputs (OUTPUTS), the last state, the states kept each KEEP steps (SAVE),
     and the sum of its log2-decays (TOTALS)."""
     segment, row = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    channels = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    first_channel = tl.program_id(0) * BLOCK_D
+    channels = first_channel + tl.arange(0, BLOCK_D)
     states, steps = tl.arange(0, N), tl.arange(0, T)
     ok_D = channels < D
     at_DN = channels[:, None] * N + states[None, :]
@@ -162,15 +199,24 @@ def scan_forward(
     total = tl.zeros((BLOCK_D,), tl.float32)
     resets = 0.0
 
+    hits = tl.zeros((T * N,), tl.int32)
     ok_next = tile_ok(begin, end, steps, channels, D, mask_ptr, SIGN, HAS_MASK)
     x_next = load_tile(x_ptr, x_row, steps, SIGN, channels, ok_next)
     dt_next = load_tile(dt_ptr, dt_row, steps, SIGN, channels, ok_next)
+    hits_z = tl.zeros((T * ((BLOCK_D + 15) // 16),), tl.int32)
     for start in tl.range(begin, end, T):
         # The next tile is on its way while this one is computed.
         ok, x, dt = ok_next, x_next, dt_next
         ok_next = tile_ok(start + T, end, steps, channels, D, mask_ptr + SIGN * T, SIGN, HAS_MASK)
         x_next = load_tile(x_ptr + SIGN * T * x_row, x_row, steps, SIGN, channels, ok_next)
         dt_next = load_tile(dt_ptr + SIGN * T * dt_row, dt_row, steps, SIGN, channels, ok_next)
+        if TOUCH:
+            hits = touch(hits, B_ptr, start + T < end, T, N, SIGN)
+            if OUTPUTS:
+                hits = touch(hits, C_ptr, start + T < end, T, N, SIGN)
+                if HAS_GATE:
+                    z_ahead = z_ptr + SIGN * T * z_row + first_channel
+                    hits_z = touch_tile(hits_z, z_ahead, z_row, end - start - T, D - first_channel, T, BLOCK_D, SIGN)
         if HAS_BIAS:
             dt += bias[:, None]
         if SOFTPLUS:
@@ -181,12 +227,11 @@ def scan_forward(
             total += tl.sum(dt, axis=1)
         dt_rows = split_rows(dt, BLOCK_D, T, LOG_T)
         u_rows = split_rows(dt * x, BLOCK_D, T, LOG_T)
-        if SAVE:
-            if (start - begin) % KEEP == 0:
-                tl.store(kept_ptr + at_DN, h, mask=ok_D[:, None])
-                kept_ptr += D * N
         ys = ()
         for i in tl.static_range(T):
+            if SAVE and i % KEEP == 0:
+                kept_at = kept_ptr + (i // KEEP) * D * N
+                tl.store(kept_at + at_DN, h.to(kept_ptr.dtype.element_ty), mask=ok_D[:, None] & (start + i < end))
             B = tl.load(B_ptr + (SIGN * i * N) + at_map)
             log_decay = dt_rows[i][:, None] * A2
             if HAS_RESET:
@@ -212,12 +257,16 @@ def scan_forward(
             tl.store(y_ptr + at_y, y.to(y_ptr.dtype.element_ty), mask=inside)
             y_ptr += SIGN * T * D
             z_ptr += SIGN * T * z_row
+        if SAVE:
+            kept_ptr += (T // KEEP) * D * N
         x_ptr += SIGN * T * x_row
         dt_ptr += SIGN * T * dt_row
         mask_ptr += SIGN * T
         B_ptr += SIGN * T * N
         C_ptr += SIGN * T * N
         reset_ptr += SIGN * T
+    if TOUCH:
+        h += (tl.max(hits, axis=0) | tl.max(hits_z, axis=0)).to(tl.float32)
     tl.store(last_ptr + place + at_DN, h, mask=ok_D[:, None])
     if TOTALS:
         totals = total[:, None] * A2
@@ -230,7 +279,7 @@ def scan_forward(
 def combine_stretches(
     start_ptr, made_ptr, total_ptr, entering_ptr, final_ptr, n_stretches, size, BLOCK: tl.constexpr, BACKWARD: tl.constexpr
 ):
-    """What enters each stretch of time: entering_{s+1} = 2^total_s entering_s + made_s, or the same from the last to the first."""
+    """What enters each stretch: entering_{s+1} = 2^total_s entering_s + made_s, or the same from the last to the first."""
     row = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     ok = at < size

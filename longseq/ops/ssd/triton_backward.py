@@ -6,6 +6,9 @@ L_i0 S^T dy_i, dB_j = sum_i dG_ij C_i + L_Tj R^T xdt_j. A log-decay's gradient i
 diagonal spans nothing and is left out, so that it cannot drown what is small.
 """
 
+# To a type checker Triton's decorated functions never return.
+# pyright: reportGeneralTypeIssues=false
+
 import triton
 import triton.language as tl
 
@@ -117,7 +120,8 @@ def ssd_gradients(
         dlog = tl.where(dt * A <= 0.0, dlog, 0.0)
         ddt = tl.sum(x_wide * inside_chunk, axis=1) + along_leaving + dlog * A
         if SOFTPLUS:
-            raw = tl.load(dt_ptr + row * dt_batch + first * dt_row + head + SIGN * (steps * dt_row), mask=real, other=0.0).to(tl.float32)
+            dt_first = dt_ptr + row * dt_batch + first * dt_row + head
+            raw = tl.load(dt_first + SIGN * (steps * dt_row), mask=real, other=0.0).to(tl.float32)
             if HAS_BIAS:
                 raw += tl.load(bias_ptr + head).to(tl.float32)
             ddt = ddt / (1.0 + tl.exp2(raw * -LOG2_E))

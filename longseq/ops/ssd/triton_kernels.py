@@ -5,6 +5,9 @@ without leaving the program, so nothing of it is written unless a backward pass 
 position = step, or L - 1 - step for the reversed direction. Decays are powers of two of sums within the chunk.
 """
 
+# To a type checker Triton's decorated functions never return.
+# pyright: reportGeneralTypeIssues=false
+
 import triton
 import triton.language as tl
 
@@ -57,7 +60,7 @@ def load_sums(hi_ptr, lo_ptr, at, EXACT: tl.constexpr):
 
 @triton.jit
 def chunk_decays(chunk, hi_ptr, lo_ptr, run_ptr, T: tl.constexpr, HAS_RUNS: tl.constexpr, EXACT: tl.constexpr):
-    """From the chunk's start to each step, from each step to its end, and over all of it. Pointers stand at the row's step 0."""
+    """From the chunk's start to each step, from each step to its end, and over all of it; pointers are the row's."""
     steps = chunk * T + tl.arange(0, T)
     hi, lo = load_sums(hi_ptr, lo_ptr, steps, EXACT)
     last_hi, last_lo = load_sums(hi_ptr, lo_ptr, chunk * T + T - 1, EXACT)

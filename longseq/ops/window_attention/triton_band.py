@@ -6,6 +6,9 @@ block needs to know which of its keys are global. Rows that the band does not an
 which makes all their probabilities zero in backward without another mask.
 """
 
+# To a type checker Triton's decorated functions never return, and take no launch options.
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false
+
 import triton
 import triton.language as tl
 
@@ -61,9 +64,25 @@ def key_range(first, last, n_keys, window, CAUSAL: tl.constexpr, BLOCK: tl.const
     high = tl.minimum(last + reach + 1, n_keys)
     whole_low = low + tl.cdiv(tl.maximum(last - window - low, 0), BLOCK) * BLOCK
     whole = tl.maximum(tl.minimum(first + reach + 1, n_keys) - whole_low, 0) // BLOCK * BLOCK
-    # Without a whole block, the last of the three loops takes them all.
+    # Without a whole block, the right edge is all of them.
     whole_low = tl.where(whole > 0, whole_low, low)
     return low, whole_low, whole_low + whole, high
+
+
+@triton.jit
+def count_blocks(low, whole_low, whole_high, high, BLOCK: tl.constexpr, EDGE: tl.constexpr):
+    """How many blocks stand at the left edge, and in how many a loop is over: both edges together, or those seen whole."""
+    if EDGE:
+        n_left = (whole_low - low) // BLOCK
+        return n_left, n_left + tl.cdiv(high - whole_high, BLOCK)
+    return 0, (whole_high - whole_low) // BLOCK
+
+
+@triton.jit
+def block_start(i, n_left, low, whole_low, whole_high, BLOCK: tl.constexpr, EDGE: tl.constexpr):
+    if EDGE:
+        return tl.where(i < n_left, low + i * BLOCK, whole_high + (i - n_left) * BLOCK)
+    return whole_low + i * BLOCK
 
 
 @triton.jit
@@ -87,14 +106,16 @@ def keys_seen(
 
 @triton.jit
 def forward_blocks(
-    acc_QP, top_Q, sum_Q, q_QP, low, high, k_ptr, v_ptr, real_ptr, segment_ptr, query_Q, query_segment_Q, place_P,
-    scale2, n_keys, window, k_stride, v_stride,
+    acc_QP, top_Q, sum_Q, q_QP, low, whole_low, whole_high, high, k_ptr, v_ptr, real_ptr, segment_ptr,
+    query_Q, query_segment_Q, place_P, scale2, n_keys, window, k_stride, v_stride,
     P: tl.constexpr, BLOCK: tl.constexpr, EDGE: tl.constexpr, CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_SEGMENTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     CHECK: tl.constexpr = EDGE or HAS_MASK
     MASKED: tl.constexpr = EDGE or HAS_MASK or HAS_SEGMENTS
-    for start in tl.range(low, high, BLOCK):
+    n_left, n_blocks = count_blocks(low, whole_low, whole_high, high, BLOCK, EDGE)
+    for i in tl.range(0, n_blocks):
+        start = block_start(i, n_left, low, whole_low, whole_high, BLOCK, EDGE)
         key_K, kept_K, seen_QK = keys_seen(
             start, query_Q, query_segment_Q, real_ptr, segment_ptr, n_keys, window,
             BLOCK, EDGE, CAUSAL, HAS_MASK, HAS_SEGMENTS,
@@ -126,10 +147,10 @@ def columns_seen(
     return position_G, exists_G, seen_QG
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "n_keys", "window", "n_slots", "n_blocks"])
 def band_forward(
     q_ptr, k_ptr, v_ptr, y_ptr, lse_ptr, real_ptr, segment_ptr, global_ptr, slot_ptr,
-    scale2, length, n_keys, window, n_slots, slot_room, n_blocks, heads,
+    scale2, length, n_keys, window, n_slots, n_blocks, heads,
     q_sb, q_sl, q_sh, k_sb, k_sl, k_sh, v_sb, v_sl, v_sh, y_sb, y_sl, y_sh,
     P: tl.constexpr, BLOCK_P: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, SLOTS: tl.constexpr,
     CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, HAS_SEGMENTS: tl.constexpr, HAS_GLOBAL: tl.constexpr,
@@ -163,22 +184,20 @@ def band_forward(
     top_Q = tl.full([QUERIES], -1e30, tl.float32)
     low, whole_low, whole_high, high = key_range(first, first + QUERIES - 1, n_keys, window, CAUSAL, KEYS)
     acc_QP, top_Q, sum_Q = forward_blocks(
-        acc_QP, top_Q, sum_Q, q_QP, low, whole_low, k_ptr, v_ptr, real_ptr, segment_ptr, query_Q, query_segment_Q, place_P,
-        scale2, n_keys, window, k_sl, v_sl, P, KEYS, True, CAUSAL, HAS_MASK, HAS_SEGMENTS, PRECISION,
+        acc_QP, top_Q, sum_Q, q_QP, low, whole_low, whole_high, high, k_ptr, v_ptr, real_ptr, segment_ptr,
+        query_Q, query_segment_Q, place_P, scale2, n_keys, window, k_sl, v_sl,
+        P, KEYS, False, CAUSAL, HAS_MASK, HAS_SEGMENTS, PRECISION,
     )  # fmt: skip
     acc_QP, top_Q, sum_Q = forward_blocks(
-        acc_QP, top_Q, sum_Q, q_QP, whole_low, whole_high, k_ptr, v_ptr, real_ptr, segment_ptr, query_Q, query_segment_Q,
-        place_P, scale2, n_keys, window, k_sl, v_sl, P, KEYS, False, CAUSAL, HAS_MASK, HAS_SEGMENTS, PRECISION,
-    )  # fmt: skip
-    acc_QP, top_Q, sum_Q = forward_blocks(
-        acc_QP, top_Q, sum_Q, q_QP, whole_high, high, k_ptr, v_ptr, real_ptr, segment_ptr, query_Q, query_segment_Q, place_P,
-        scale2, n_keys, window, k_sl, v_sl, P, KEYS, True, CAUSAL, HAS_MASK, HAS_SEGMENTS, PRECISION,
+        acc_QP, top_Q, sum_Q, q_QP, low, whole_low, whole_high, high, k_ptr, v_ptr, real_ptr, segment_ptr,
+        query_Q, query_segment_Q, place_P, scale2, n_keys, window, k_sl, v_sl,
+        P, KEYS, True, CAUSAL, HAS_MASK, HAS_SEGMENTS, PRECISION,
     )  # fmt: skip
     answered_Q = kept_Q
     if HAS_GLOBAL:
         for first_slot in tl.range(0, n_slots, SLOTS, num_stages=1):
             position_G, exists_G, seen_QG = columns_seen(
-                first_slot, slot_ptr + row * slot_room, segment_ptr, query_Q, query_segment_Q, n_slots, window,
+                first_slot, slot_ptr + row * n_slots, segment_ptr, query_Q, query_segment_Q, n_slots, window,
                 SLOTS, CAUSAL, HAS_SEGMENTS,
             )  # fmt: skip
             k_GP = load_rows(k_ptr, position_G, k_sl, exists_G, place_P, P, True)
@@ -193,13 +212,15 @@ def band_forward(
 
 @triton.jit
 def dq_blocks(
-    dq_QP, q_QP, dy_QP, lse_Q, delta_Q, low, high, k_ptr, v_ptr, real_ptr, segment_ptr, query_Q, query_segment_Q, place_P,
-    scale2, n_keys, window, k_stride, v_stride,
+    dq_QP, q_QP, dy_QP, lse_Q, delta_Q, low, whole_low, whole_high, high, k_ptr, v_ptr, real_ptr, segment_ptr,
+    query_Q, query_segment_Q, place_P, scale2, n_keys, window, k_stride, v_stride,
     P: tl.constexpr, BLOCK: tl.constexpr, EDGE: tl.constexpr, CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_SEGMENTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     CHECK: tl.constexpr = EDGE or HAS_MASK
-    for start in tl.range(low, high, BLOCK):
+    n_left, n_blocks = count_blocks(low, whole_low, whole_high, high, BLOCK, EDGE)
+    for i in tl.range(0, n_blocks):
+        start = block_start(i, n_left, low, whole_low, whole_high, BLOCK, EDGE)
         key_K, kept_K, seen_QK = keys_seen(
             start, query_Q, query_segment_Q, real_ptr, segment_ptr, n_keys, window,
             BLOCK, EDGE, CAUSAL, HAS_MASK, HAS_SEGMENTS,
@@ -216,11 +237,11 @@ def dq_blocks(
     return dq_QP
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "n_keys", "window", "n_slots", "n_blocks"])
 def band_backward_queries(
     q_ptr, k_ptr, v_ptr, y_ptr, dy_ptr, dq_ptr, lse_ptr, delta_ptr, column_dk_ptr, column_dv_ptr,
     real_ptr, segment_ptr, slot_ptr,
-    scale, scale2, length, n_keys, window, n_slots, slot_room, n_blocks, heads,
+    scale, scale2, length, n_keys, window, n_slots, n_blocks, heads,
     q_sb, q_sl, q_sh, k_sb, k_sl, k_sh, v_sb, v_sl, v_sh, y_sb, y_sl, y_sh, dy_sb, dy_sl, dy_sh,
     P: tl.constexpr, BLOCK_P: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, SLOTS: tl.constexpr,
     CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, HAS_SEGMENTS: tl.constexpr, HAS_GLOBAL: tl.constexpr,
@@ -260,22 +281,19 @@ def band_backward_queries(
     dq_QP = tl.zeros([QUERIES, BLOCK_P], tl.float32)
     low, whole_low, whole_high, high = key_range(first, first + QUERIES - 1, n_keys, window, CAUSAL, KEYS)
     dq_QP = dq_blocks(
-        dq_QP, q_QP, dy_QP, lse_Q, delta_Q, low, whole_low, k_ptr, v_ptr, real_ptr, segment_ptr, query_Q, query_segment_Q,
-        place_P, scale2, n_keys, window, k_sl, v_sl, P, KEYS, True, CAUSAL, HAS_MASK, HAS_SEGMENTS, PRECISION,
+        dq_QP, q_QP, dy_QP, lse_Q, delta_Q, low, whole_low, whole_high, high, k_ptr, v_ptr, real_ptr, segment_ptr,
+        query_Q, query_segment_Q, place_P, scale2, n_keys, window, k_sl, v_sl,
+        P, KEYS, False, CAUSAL, HAS_MASK, HAS_SEGMENTS, PRECISION,
     )  # fmt: skip
     dq_QP = dq_blocks(
-        dq_QP, q_QP, dy_QP, lse_Q, delta_Q, whole_low, whole_high, k_ptr, v_ptr, real_ptr, segment_ptr, query_Q,
-        query_segment_Q, place_P, scale2, n_keys, window, k_sl, v_sl, P, KEYS, False, CAUSAL, HAS_MASK, HAS_SEGMENTS,
-        PRECISION,
-    )  # fmt: skip
-    dq_QP = dq_blocks(
-        dq_QP, q_QP, dy_QP, lse_Q, delta_Q, whole_high, high, k_ptr, v_ptr, real_ptr, segment_ptr, query_Q, query_segment_Q,
-        place_P, scale2, n_keys, window, k_sl, v_sl, P, KEYS, True, CAUSAL, HAS_MASK, HAS_SEGMENTS, PRECISION,
+        dq_QP, q_QP, dy_QP, lse_Q, delta_Q, low, whole_low, whole_high, high, k_ptr, v_ptr, real_ptr, segment_ptr,
+        query_Q, query_segment_Q, place_P, scale2, n_keys, window, k_sl, v_sl,
+        P, KEYS, True, CAUSAL, HAS_MASK, HAS_SEGMENTS, PRECISION,
     )  # fmt: skip
     if HAS_GLOBAL:
         for first_slot in tl.range(0, n_slots, SLOTS, num_stages=1):
             position_G, exists_G, seen_QG = columns_seen(
-                first_slot, slot_ptr + row * slot_room, segment_ptr, query_Q, query_segment_Q, n_slots, window,
+                first_slot, slot_ptr + row * n_slots, segment_ptr, query_Q, query_segment_Q, n_slots, window,
                 SLOTS, CAUSAL, HAS_SEGMENTS,
             )  # fmt: skip
             k_GP = load_rows(k_ptr, position_G, k_sl, exists_G, place_P, P, True)
@@ -297,13 +315,15 @@ def band_backward_queries(
 
 @triton.jit
 def dkv_blocks(
-    dk_KP, dv_KP, k_KP, v_KP, low, high, offset, q_ptr, dy_ptr, lse_ptr, delta_ptr, real_ptr, segment_ptr, key_K,
-    key_segment_K, place_P, scale2, length, window, q_stride, dy_stride,
+    dk_KP, dv_KP, k_KP, v_KP, low, whole_low, whole_high, high, offset, q_ptr, dy_ptr, lse_ptr, delta_ptr,
+    real_ptr, segment_ptr, key_K, key_segment_K, place_P, scale2, length, window, q_stride, dy_stride,
     P: tl.constexpr, BLOCK: tl.constexpr, EDGE: tl.constexpr, CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr,
     HAS_SEGMENTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     CHECK: tl.constexpr = EDGE or HAS_MASK
-    for start in tl.range(low, high, BLOCK):
+    n_left, n_blocks = count_blocks(low, whole_low, whole_high, high, BLOCK, EDGE)
+    for i in tl.range(0, n_blocks):
+        start = block_start(i, n_left, low, whole_low, whole_high, BLOCK, EDGE)
         index_Q = start - offset + tl.arange(0, BLOCK)
         kept_Q = index_Q < length
         if HAS_MASK:
@@ -326,7 +346,7 @@ def dkv_blocks(
     return dk_KP, dv_KP
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "n_keys", "window", "n_blocks"])
 def band_backward_keys(
     q_ptr, k_ptr, v_ptr, dy_ptr, dk_ptr, dv_ptr, lse_ptr, delta_ptr, real_ptr, segment_ptr,
     scale, scale2, length, n_keys, window, n_blocks, heads,
@@ -371,18 +391,13 @@ def band_backward_keys(
     dk_KP = tl.zeros([KEYS, BLOCK_P], tl.float32)
     dv_KP = tl.zeros([KEYS, BLOCK_P], tl.float32)
     dk_KP, dv_KP = dkv_blocks(
-        dk_KP, dv_KP, k_KP, v_KP, low, whole_low, offset, q_ptr, dy_ptr, lse_ptr, delta_ptr, real_ptr, segment_ptr, key_K,
-        key_segment_K, place_P, scale2, length, window, q_sl, dy_sl,
-        P, QUERIES, True, CAUSAL, HAS_MASK, HAS_SEGMENTS, PRECISION,
-    )  # fmt: skip
-    dk_KP, dv_KP = dkv_blocks(
-        dk_KP, dv_KP, k_KP, v_KP, whole_low, whole_low + whole, offset, q_ptr, dy_ptr, lse_ptr, delta_ptr, real_ptr,
-        segment_ptr, key_K, key_segment_K, place_P, scale2, length, window, q_sl, dy_sl,
+        dk_KP, dv_KP, k_KP, v_KP, low, whole_low, whole_low + whole, high, offset, q_ptr, dy_ptr, lse_ptr, delta_ptr,
+        real_ptr, segment_ptr, key_K, key_segment_K, place_P, scale2, length, window, q_sl, dy_sl,
         P, QUERIES, False, CAUSAL, HAS_MASK, HAS_SEGMENTS, PRECISION,
     )  # fmt: skip
     dk_KP, dv_KP = dkv_blocks(
-        dk_KP, dv_KP, k_KP, v_KP, whole_low + whole, high, offset, q_ptr, dy_ptr, lse_ptr, delta_ptr, real_ptr, segment_ptr,
-        key_K, key_segment_K, place_P, scale2, length, window, q_sl, dy_sl,
+        dk_KP, dv_KP, k_KP, v_KP, low, whole_low, whole_low + whole, high, offset, q_ptr, dy_ptr, lse_ptr, delta_ptr,
+        real_ptr, segment_ptr, key_K, key_segment_K, place_P, scale2, length, window, q_sl, dy_sl,
         P, QUERIES, True, CAUSAL, HAS_MASK, HAS_SEGMENTS, PRECISION,
     )  # fmt: skip
     # A masked key saw scores of zero: its rows are wrong, and nobody else's.

@@ -1,12 +1,15 @@
 """Triton kernels of the global tokens: where they stand, their rows over the whole sequence, their columns' gradients."""
 
+# To a type checker Triton's decorated functions never return, and take no launch options.
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false
+
 import triton
 import triton.language as tl
 
 from longseq.ops.window_attention.triton_band import accumulate, load_rows, store_rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "n_slots"])
 def find_slots(
     global_ptr, real_ptr, slot_ptr, length, n_slots, HAS_MASK: tl.constexpr, BLOCK: tl.constexpr, FILL: tl.constexpr
 ):
@@ -55,7 +58,7 @@ def row_sees(
     return kept_K, seen_GK
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "n_slots", "n_parts", "part_length"])
 def rows_forward(
     q_ptr, k_ptr, v_ptr, part_ptr, top_ptr, sum_ptr, real_ptr, segment_ptr, slot_ptr,
     scale2, length, n_slots, n_parts, part_length, heads, q_sb, q_sl, q_sh, k_sb, k_sl, k_sh, v_sb, v_sl, v_sh,
@@ -92,7 +95,7 @@ def rows_forward(
         tl.store(sum_ptr + index_G, sum_G, mask=slot_G < n_slots)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_slots", "n_parts"])
 def rows_merge(
     part_ptr, top_ptr, sum_ptr, y_ptr, lse_ptr, slot_ptr, n_slots, n_parts, heads, y_sb, y_sl, y_sh,
     P: tl.constexpr, BLOCK_P: tl.constexpr, PARTS: tl.constexpr,
@@ -124,15 +127,18 @@ def rows_merge(
     tl.store(lse_ptr + pid, tl.where(exists, top + tl.log2(total), float("inf")))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "n_slots", "n_blocks"])
 def rows_backward(
-    q_ptr, k_ptr, v_ptr, y_ptr, dy_ptr, dk_ptr, dv_ptr, part_dq_ptr, lse_ptr, real_ptr, segment_ptr, slot_ptr,
+    q_ptr, k_ptr, v_ptr, y_ptr, dy_ptr, dq_ptr, dk_ptr, dv_ptr, part_dq_ptr, lse_ptr, real_ptr, segment_ptr, slot_ptr,
     scale, scale2, length, n_slots, n_blocks, heads,
     q_sb, q_sl, q_sh, k_sb, k_sl, k_sh, v_sb, v_sl, v_sh, y_sb, y_sl, y_sh, dy_sb, dy_sl, dy_sh,
     P: tl.constexpr, BLOCK_P: tl.constexpr, KEYS: tl.constexpr, SLOTS: tl.constexpr,
     CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, HAS_SEGMENTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of a block of keys that the global queries look at, and what the block adds to those queries' dq."""
+    """dk and dv of a block of keys that the global queries look at, and what the block adds to those queries' dq.
+
+    No other query has a gradient here: dq is zero at the block's positions, until `add_parts` writes the global ones.
+    """
     pid = tl.program_id(0)
     block, row, head = pid % n_blocks, (pid // n_blocks // heads).to(tl.int64), pid // n_blocks % heads
     q_ptr += row * q_sb + head * q_sh
@@ -140,7 +146,8 @@ def rows_backward(
     v_ptr += row * v_sb + head * v_sh
     y_ptr += row * y_sb + head * y_sh
     dy_ptr += row * dy_sb + head * dy_sh
-    # The gradients of keys and values are laid out as y is: contiguous.
+    # Gradients are laid out as y is: contiguous.
+    dq_ptr += row * y_sb + head * y_sh
     dk_ptr += row * y_sb + head * y_sh
     dv_ptr += row * y_sb + head * y_sh
     real_ptr += row * length
@@ -156,9 +163,7 @@ def rows_backward(
     dv_KP = tl.zeros([KEYS, BLOCK_P], tl.float32)
     for first_slot in tl.range(0, n_slots, SLOTS, num_stages=1):
         slot_G, position_G, exists_G = slot_rows(first_slot, slot_ptr + row * n_slots, n_slots, SLOTS)
-        kept_K, seen_GK = row_sees(
-            key_K, position_G, exists_G, real_ptr, segment_ptr, length, CAUSAL, HAS_MASK, HAS_SEGMENTS
-        )
+        kept_K, seen_GK = row_sees(key_K, position_G, exists_G, real_ptr, segment_ptr, length, CAUSAL, HAS_MASK, HAS_SEGMENTS)
         q_GP = load_rows(q_ptr, position_G, q_sl, exists_G, place_P, P, True)
         dy_GP = load_rows(dy_ptr, position_G, dy_sl, exists_G, place_P, P, True)
         y_GP = load_rows(y_ptr, position_G, y_sl, exists_G, place_P, P, True)
@@ -173,25 +178,37 @@ def rows_backward(
         dq_GP = tl.dot(ds_GK, k_KP, input_precision=PRECISION) * scale
         index_G = ((row * heads + head) * n_slots + slot_G) * n_blocks + block
         store_rows(part_dq_ptr, index_G, P, slot_G < n_slots, place_P, dq_GP, P)
+    store_rows(dq_ptr, key_K, y_sl, key_K < length, place_P, tl.zeros([KEYS, BLOCK_P], tl.float32), P)
     store_rows(dk_ptr, key_K, y_sl, key_K < length, place_P, dk_KP * scale, P)
     store_rows(dv_ptr, key_K, y_sl, key_K < length, place_P, dv_KP, P)
 
 
 @triton.jit
+def add_sum(part_ptr, out_ptr, pid, n_parts, P: tl.constexpr, BLOCK_P: tl.constexpr, PARTS: tl.constexpr):
+    place_P = tl.arange(0, BLOCK_P)
+    total_SP = tl.zeros([PARTS, BLOCK_P], tl.float32)
+    for start in tl.range(0, n_parts, PARTS):
+        part_S = start + tl.arange(0, PARTS)
+        total_SP += load_rows(part_ptr + pid * n_parts * P, part_S, P, part_S < n_parts, place_P, P, True)
+    before_P = tl.load(out_ptr + place_P, mask=place_P < P, other=0.0).to(tl.float32)
+    tl.store(out_ptr + place_P, (before_P + tl.sum(total_SP, 0)).to(out_ptr.dtype.element_ty), mask=place_P < P)
+
+
+@triton.jit(do_not_specialize=["n_slots", "n_parts", "n_parts_dq"])
 def add_parts(
-    part_ptr, out_ptr, slot_ptr, n_slots, n_parts, heads, out_sb, out_sl, out_sh,
+    column_dk_ptr, column_dv_ptr, part_dq_ptr, dk_ptr, dv_ptr, dq_ptr, slot_ptr, n_slots, n_parts, n_parts_dq, heads,
+    out_sb, out_sl, out_sh,
     P: tl.constexpr, BLOCK_P: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Adds the sum of a slot's parts to the row of its position; no two slots share a position."""
+    """Adds the sums of a slot's parts to the rows of its position, for one of three gradients; no two slots share a row."""
     pid = tl.program_id(0).to(tl.int64)
     slot, row, head = pid % n_slots, pid // n_slots // heads, pid // n_slots % heads
     position = tl.load(slot_ptr + row * n_slots + slot).to(tl.int64)
     if position >= 0:
-        place_P = tl.arange(0, BLOCK_P)
-        total_SP = tl.zeros([PARTS, BLOCK_P], tl.float32)
-        for start in tl.range(0, n_parts, PARTS):
-            part_S = start + tl.arange(0, PARTS)
-            total_SP += load_rows(part_ptr + pid * n_parts * P, part_S, P, part_S < n_parts, place_P, P, True)
-        pointer_P = out_ptr + row * out_sb + head * out_sh + position * out_sl + place_P
-        before_P = tl.load(pointer_P, mask=place_P < P, other=0.0).to(tl.float32)
-        tl.store(pointer_P, (before_P + tl.sum(total_SP, 0)).to(out_ptr.dtype.element_ty), mask=place_P < P)
+        out = row * out_sb + head * out_sh + position * out_sl
+        if tl.program_id(1) == 0:
+            add_sum(column_dk_ptr, dk_ptr + out, pid, n_parts, P, BLOCK_P, PARTS)
+        elif tl.program_id(1) == 1:
+            add_sum(column_dv_ptr, dv_ptr + out, pid, n_parts, P, BLOCK_P, PARTS)
+        else:
+            add_sum(part_dq_ptr, dq_ptr + out, pid, n_parts_dq, P, BLOCK_P, PARTS)

@@ -1,4 +1,4 @@
-"""What tests of Triton kernels share: the interpreter in a process of its own, errors against float64, and a GPU's surroundings."""
+"""What tests of Triton kernels share: an interpreter in its own process, errors against float64, a GPU's surroundings."""
 
 import gc
 import json
@@ -111,7 +111,9 @@ def assert_surroundings(run: Callable[..., Tensor], leaves: list[Tensor]) -> Non
             return run(*inputs)
 
     def checkpointed(*inputs: Tensor) -> Tensor:
-        return checkpoint(run, *inputs, use_reentrant=False)
+        y = checkpoint(run, *inputs, use_reentrant=False)
+        assert isinstance(y, Tensor)
+        return y
 
     for name, variant in {"again": run, "autocast": under_autocast, "checkpoint": checkpointed, "compile": compiled}.items():
         for found, want in zip(outputs_and_gradients(variant, leaves), expected, strict=True):

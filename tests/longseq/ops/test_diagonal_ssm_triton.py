@@ -5,13 +5,14 @@ The interpreter is chosen when kernels are decorated, so a process of its own ru
 
 import json
 import math
-import os
-import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
+
+from tests.longseq.ops import kernel_checks as checks
 
 NAMES = ("y", "state", "dx", "ddt", "dA_real", "dA_imag", "dC", "dB", "dD", "dinitial")
 # length, masked, packed, reverse, discretization, dtype
@@ -22,10 +23,14 @@ TINY = [
     (90, True, True, False, "zoh", "float32"),
     (70, False, True, True, "zoh", "float16"),
 ]
+# Steps of (the middle of) this size, for the first case again.
+EXTREME = (1e-4, 20.0)
 TOLERANCE = {"float32": 2e-5, "float16": 2e-3, "bfloat16": 1e-2}
 
 
-def errors(device: str, width: int, modes: int, case: tuple[int, bool, bool, bool, str, str]) -> dict[str, float]:
+def errors(
+    device: str, width: int, modes: int, case: tuple[int, bool, bool, bool, str, str], dt: float = 0.05
+) -> dict[str, float]:
     """Relative errors of outputs, state and gradients; what stands under the mask is NaN for the kernels."""
     from longseq.ops.diagonal_ssm.chunked import diagonal_ssm_chunked
     from longseq.ops.diagonal_ssm.reference import diagonal_ssm_reference
@@ -38,7 +43,7 @@ def errors(device: str, width: int, modes: int, case: tuple[int, bool, bool, boo
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     angle_DN = math.pi * torch.arange(modes, dtype=torch.float64) + 0.1 * random(width, modes)
-    given = [random(batch, length, width).to(dtype), 0.05 * (0.3 * random(width)).exp(), -random(width, modes).exp(), angle_DN]
+    given = [random(batch, length, width).to(dtype), dt * (0.3 * random(width)).exp(), -random(width, modes).exp(), angle_DN]
     given += [random(width, modes, 2), random(width, modes, 2), random(width), random(batch, width, modes, 2)]
     dy, dstate = random(batch, length, width).to(dtype), random(batch, width, modes, 2)
     mask = torch.rand(batch, length, generator=generator) > 0.3 if masked else None
@@ -70,33 +75,43 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 def interpret() -> None:
     """Prints every tiny case's errors."""
-    import triton.runtime.interpreter as interpreter
-
     from longseq.ops.diagonal_ssm import triton_choices as choices
     from longseq.ops.diagonal_ssm import triton_plan as plan
 
-    # Its scalars are arrays of one element, which numpy 2.4 no longer turns into an index by itself.
-    patch = interpreter._patch_lang_tensor
-
-    def patch_with_index(tensor: object, scope: object) -> None:
-        patch(tensor, scope)  # type: ignore[arg-type]
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))  # type: ignore[attr-defined]
-
-    interpreter._patch_lang_tensor = patch_with_index
+    checks.allow_interpreter_scalars()
     # Small tiles, and several rows of several chunks within a tiny length.
     plan.CHUNK, choices.PROGRAMS = 16, 8
     choices.TRANSPOSE.update(places=32, channels=16)
     choices._SAFE = choices.Choices(*[choices.Tile(16, 4, 1)] * 6)
-    print(json.dumps([errors("cpu", 3, 4, case) for case in TINY]))
+    found = [errors("cpu", 3, 4, case) for case in TINY]
+    print(json.dumps(found + [errors("cpu", 2, 4, TINY[0], dt) for dt in EXTREME]))
+
+
+def _training() -> tuple[Callable[..., Tensor], Callable[[], list[Tensor]]]:
+    """A call whose length is no multiple of a chunk, and how its inputs are made."""
+    from longseq.ops.diagonal_ssm import diagonal_ssm
+
+    def run(x: Tensor, dt: Tensor, real: Tensor, imag: Tensor, C: Tensor, D: Tensor) -> Tensor:
+        return diagonal_ssm(x, dt, real, imag, C, D_D=D, implementation="triton")[0]
+
+    def make() -> list[Tensor]:
+        generator = torch.Generator("cuda").manual_seed(0)
+        shapes = ((2, 500, 24), (24,), (24, 32), (24, 32), (24, 32, 2), (24,))
+        x, dt, real, imag, C, D = (torch.randn(shape, device="cuda", generator=generator) for shape in shapes)
+        return [x.bfloat16(), 0.05 * dt.exp(), -real.exp(), 9 * imag, C, D]
+
+    return run, make
+
+
+def capture() -> None:
+    """Prints how far a CUDA graph's replay is off."""
+    print(json.dumps(checks.captured_error(*_training())))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is published for Linux")
 def test_kernels_in_the_interpreter() -> None:
     pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    for case, found in zip(TINY, json.loads(done.stdout.splitlines()[-1]), strict=True):
+    for case, found in zip([*TINY, *[TINY[0]] * len(EXTREME)], checks.run_script(__file__, interpret=True), strict=True):
         assert max(found.values()) < TOLERANCE[case[-1]], (case, found)
 
 
@@ -110,5 +125,47 @@ def test_kernels_on_a_gpu(length: int, dtype: str) -> None:
         assert max(found.values()) < TOLERANCE[dtype], (masked, packed, reverse, found)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dt", [1e-4, 20.0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_extreme_steps(dtype: str, dt: float) -> None:
+    for discretization in ("zoh", "bilinear"):
+        found = errors("cuda", 24, 32, (600, False, False, False, discretization, dtype), dt)
+        # The reference runs in fp64 on the same fp32 parameters, so a step of 20 (a pole's angle of 2,000) loses nothing.
+        assert max(found.values()) < TOLERANCE[dtype], (discretization, found)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_surroundings() -> None:
+    run, make = _training()
+    checks.assert_surroundings(run, [x.requires_grad_() for x in make()])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_cuda_graph() -> None:
+    assert checks.run_script(__file__, "capture", interpret=False) == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_more_numbers_than_31_bits() -> None:
+    from longseq.ops.diagonal_ssm import diagonal_ssm
+
+    length, width = 1 << 20, 2_080
+    x = torch.randn(1, length, width, device="cuda", dtype=torch.bfloat16)
+    assert x.numel() > 2**31
+    parameters = [torch.rand(width, device="cuda") + 0.1, -torch.ones(width, 8, device="cuda")]
+    parameters += [torch.randn(width, 8, device="cuda"), torch.randn(width, 8, 2, device="cuda")]
+    y, _ = diagonal_ssm(x, *parameters, implementation="triton")
+    # A pole of 1 forgets 2,000 steps of 0.1 and more.
+    few, last = slice(width - 8, width), slice(length - 3_000, length)
+    expected, _ = diagonal_ssm(x[:, last, few].double(), *(p[few].double() for p in parameters), implementation="chunked")
+    assert checks.relative_error(y[:, -1_000:, few], expected[:, -1_000:]) < TOLERANCE["bfloat16"]
+
+
 if __name__ == "__main__":
-    interpret()
+    capture() if sys.argv[1:] == ["capture"] else interpret()

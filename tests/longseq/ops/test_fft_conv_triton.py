@@ -4,13 +4,14 @@ The interpreter is chosen when kernels are decorated, so a process of its own ru
 """
 
 import json
-import os
-import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
+
+from tests.longseq.ops import kernel_checks as checks
 
 NAMES = ("y", "du", "dk", "dbias", "dpre_gate", "dpost_gate", "dhistory")
 # length, taps, history, gates and bias, dtype
@@ -20,6 +21,8 @@ TINY = [
     (100, 5, 9, True, "float32"),
     (1, 1, 1, True, "float32"),
     (64, 64, 3, True, "float16"),
+    (200, 300, 9, True, "bfloat16"),
+    (257, 257, 0, False, "bfloat16"),
 ]
 TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 
@@ -51,27 +54,40 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 def interpret() -> None:
     """Prints every tiny case's errors."""
-    import triton.runtime.interpreter as interpreter
+    from longseq.ops.fft_conv import triton_choices as choices
 
-    # Its scalars are arrays of one element, which numpy 2.4 no longer turns into an index by itself.
-    patch = interpreter._patch_lang_tensor
-
-    def patch_with_index(tensor: object, scope: object) -> None:
-        patch(tensor, scope)  # type: ignore[arg-type]
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))  # type: ignore[attr-defined]
-
-    interpreter._patch_lang_tensor = patch_with_index
+    checks.allow_interpreter_scalars()
+    choices.SHORT_FAMILIES.add(0)
     print(json.dumps([errors("cpu", 3, case) for case in TINY]))
+
+
+def _training() -> tuple[Callable[..., Tensor], Callable[[], list[Tensor]]]:
+    """A call with both gates and the skip term, and how its inputs are made."""
+    from longseq.ops.fft_conv import fft_conv
+
+    def run(u: Tensor, k: Tensor, bias: Tensor, pre: Tensor, post: Tensor) -> Tensor:
+        return fft_conv(u, k, bias, pre_gate_BLD=pre, post_gate_BLD=post, implementation="triton")
+
+    def make() -> list[Tensor]:
+        generator = torch.Generator("cuda").manual_seed(0)
+        shapes = ((2, 500, 24), (24, 500), (24,), (2, 500, 24), (2, 500, 24))
+        given = [torch.randn(shape, device="cuda", generator=generator) for shape in shapes]
+        return [x.bfloat16() if x.dim() == 3 else x for x in given]
+
+    return run, make
+
+
+def capture() -> None:
+    """Prints how far a CUDA graph's replay is off."""
+    print(json.dumps(checks.captured_error(*_training())))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is published for Linux")
 def test_kernels_in_the_interpreter() -> None:
     pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    for case, found in zip(TINY, json.loads(done.stdout.splitlines()[-1]), strict=True):
-        assert max(found.values()) < TOLERANCE[case[-1]], (case, found)
+    for case, found in zip(TINY, checks.run_script(__file__, interpret=True), strict=True):
+        # The interpreter cuts bits off where a GPU rounds to bfloat16.
+        assert max(found.values()) < TOLERANCE[case[-1]] * (2 if case[-1] == "bfloat16" else 1), (case, found)
 
 
 @pytest.mark.gpu
@@ -84,5 +100,33 @@ def test_kernels_on_a_gpu(length: int, dtype: str) -> None:
         assert max(found.values()) < TOLERANCE[dtype], (taps, past, gated, found)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_surroundings() -> None:
+    run, make = _training()
+    checks.assert_surroundings(run, [x.requires_grad_() for x in make()])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_cuda_graph() -> None:
+    assert checks.run_script(__file__, "capture", interpret=False) == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_more_numbers_than_31_bits() -> None:
+    from longseq.ops.fft_conv import fft_conv
+
+    length, width = 1 << 20, 2_080
+    u, k = torch.randn(1, length, width, device="cuda", dtype=torch.bfloat16), torch.randn(width, 100, device="cuda")
+    assert u.numel() > 2**31
+    y = fft_conv(u, k, implementation="triton")
+    few, last = slice(width - 8, width), slice(length - 3_000, length)
+    expected = fft_conv(u[:, last, few].double(), k[few].double(), implementation="chunked")
+    assert checks.relative_error(y[:, -1_000:, few], expected[:, -1_000:]) < TOLERANCE["bfloat16"]
+
+
 if __name__ == "__main__":
-    interpret()
+    capture() if sys.argv[1:] == ["capture"] else interpret()

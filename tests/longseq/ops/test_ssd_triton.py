@@ -13,17 +13,16 @@ from torch import Tensor
 from tests.longseq.ops import kernel_checks as checks
 
 MODES = ("plain", "mask", "segments", "reverse", "everything")
-# length, mode, dtype, stretches of time wanted
+# length, mode, dtype, stretches of time
 TINY = [
     (1, "plain", "float32", 1),
     (37, "plain", "float32", 1),
     (33, "everything", "float32", 1),
-    (40, "mask", "float32", 64),
-    (300, "everything", "float32", 64),
+    (50, "everything", "float32", 2),
     (20, "segments", "bfloat16", 1),
 ]
-# Products of 16-bit numbers, and three TF32 products for float32.
-TOLERANCE = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 1e-2}
+# Products of 16-bit numbers; float32 inputs are split in two of them.
+TOLERANCE = {"float32": 3e-5, "float16": 5e-3, "bfloat16": 1e-2}
 
 
 def make(batch: int, length: int, heads: int, groups: int, width: int, states: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -45,19 +44,22 @@ def make(batch: int, length: int, heads: int, groups: int, width: int, states: i
 
 
 def interpret() -> None:
-    """Prints every tiny case's errors."""
+    """Prints every tiny case's errors; raises where the operator tells a compiler something else than it does."""
     from longseq.ops.ssd import triton as kernels
     from longseq.ops.ssd.chunked import ssd_chunked
     from longseq.ops.ssd.triton_choices import Choice
 
     checks.allow_interpreter_scalars()
     found = []
-    for length, mode, name, programs in TINY:
-        choice = Choice(16, programs=programs, heads=1)
-        kernels._choice = lambda x, wide, choice=choice: choice
+    kernels._choice = lambda x, wide: Choice(16, heads=1)
+    for length, mode, name, stretches in TINY:
+        Choice.stretches = lambda *_, stretches=stretches: stretches  # type: ignore[method-assign, assignment]
         given = make(1, length, 2, 1, 3, 5, getattr(torch, name))
         options = checks.row_options(mode, 1, length, "cpu")
         found.append(checks.errors(kernels.ssd_triton, ssd_chunked, given, "cpu", dt_softplus=True, **options))
+    rows = checks.row_options("mask", 1, 20, "cpu")["mask_BL"], None
+    given = [v.requires_grad_() for v in make(1, 20, 2, 1, 3, 5, torch.float32).values()]
+    torch.library.opcheck(kernels._ssd, (*given, *rows, True, True, True))
     print(json.dumps(found))
 
 
@@ -100,7 +102,7 @@ def test_any_size_of_head_and_state(width: int, states: int, dtype: str) -> None
     given = make(2, 150, 3, 1, width, states, getattr(torch, dtype))
     options = checks.row_options("everything", 2, 150, "cuda")
     # Few numbers do not average 16-bit roundings out.
-    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    tolerance = 3e-5 if dtype == "float32" else 2e-2
     checks.assert_small(checks.errors(ssd_triton, ssd_chunked, given, "cuda", dt_softplus=True, **options), tolerance)
 
 
@@ -114,7 +116,7 @@ def test_extreme_step_sizes(dt: float) -> None:
     given["dt_BLH"], given["dt_bias_H"] = torch.full_like(given["dt_BLH"], dt), torch.zeros(4)
     # At dt = 20 nothing is left of a state after one step, and no gradient of its rate either.
     found = checks.errors(ssd_triton, ssd_chunked, given, "cuda")
-    checks.assert_small({n: e for n, e in found.items() if dt < 1 or n != "dA_H"}, 3e-5)
+    checks.assert_small({n: e for n, e in found.items() if dt < 1 or n != "dA_H"}, 5e-5)
 
 
 @gpu
@@ -123,7 +125,7 @@ def test_long_rows_in_stretches() -> None:
     from longseq.ops.ssd.triton import ssd_triton
 
     given = make(1, 20000, 2, 1, 64, 128, torch.float32)
-    checks.assert_small(checks.errors(ssd_triton, ssd_chunked, given, "cuda", dt_softplus=True), 1e-5)
+    checks.assert_small(checks.errors(ssd_triton, ssd_chunked, given, "cuda", dt_softplus=True), 3e-5)
 
 
 def _training(dtype: torch.dtype):  # type: ignore[no-untyped-def]

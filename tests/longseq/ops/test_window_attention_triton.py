@@ -4,13 +4,15 @@ The interpreter is chosen when kernels are decorated, so a process of its own ru
 """
 
 import json
-import os
-import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from tests.longseq.ops import kernel_checks as checks
 
 NAMES = ("y", "dq", "dk", "dv", "dq_global", "dk_global", "dv_global")
 # length, keys, window, causal, masked, packed, global tokens, dtype
@@ -72,31 +74,42 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 def interpret() -> None:
     """Prints every tiny case's errors."""
-    import triton.runtime.interpreter as interpreter
+    from longseq.ops.window_attention import triton_choices as choices
 
-    from longseq.ops.window_attention import triton as kernels
-
-    # Its scalars are arrays of one element, which numpy 2.4 no longer turns into an index by itself.
-    patch = interpreter._patch_lang_tensor
-
-    def patch_with_index(tensor: object, scope: object) -> None:
-        patch(tensor, scope)  # type: ignore[arg-type]
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))  # type: ignore[attr-defined]
-
-    interpreter._patch_lang_tensor = patch_with_index
-    for tiles in (*kernels.TILES.values(), kernels._TILE_FP32):
+    checks.allow_interpreter_scalars()
+    for tiles in (*choices._SAFE.values(), choices._FP32_SAFE):
         for size in tiles:
-            tiles[size] = kernels.Tile(32, 16, 4, 1)
+            tiles[size] = choices.Tile(32, 16, 4, 1)
     print(json.dumps([errors("cpu", 16, case) for case in TINY]))
+
+
+def _training() -> tuple[Callable[..., Tensor], Callable[[], list[Tensor]]]:
+    """A call with global tokens of their own projections, and how its inputs are made."""
+    from longseq.ops.window_attention import window_attention
+
+    global_mask = torch.zeros(1, 512, dtype=torch.bool, device="cuda")
+    global_mask[:, :2] = True
+
+    def run(q: Tensor, k: Tensor, v: Tensor, q_global: Tensor, k_global: Tensor, v_global: Tensor) -> Tensor:
+        own: dict[str, Any] = {"q_global_BLHP": q_global, "k_global_BLHP": k_global, "v_global_BLHP": v_global}
+        return window_attention(q, k, v, window=64, global_mask_BL=global_mask, max_global=2, implementation="triton", **own)
+
+    def make() -> list[Tensor]:
+        generator = torch.Generator("cuda").manual_seed(0)
+        return [torch.randn(1, 512, 2, 64, device="cuda", generator=generator).bfloat16() for _ in range(6)]
+
+    return run, make
+
+
+def capture() -> None:
+    """Prints how far a CUDA graph's replay is off."""
+    print(json.dumps(checks.captured_error(*_training())))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is published for Linux")
 def test_kernels_in_the_interpreter() -> None:
     pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    for case, found in zip(TINY, json.loads(done.stdout.splitlines()[-1]), strict=True):
+    for case, found in zip(TINY, checks.run_script(__file__, interpret=True), strict=True):
         assert max(found.values()) < TOLERANCE[case[-1]], (case, found)
 
 
@@ -112,18 +125,31 @@ def test_kernels_on_a_gpu(length: int, dtype: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_compiles_without_a_break_and_gives_the_same_gradients_twice() -> None:
+def test_surroundings() -> None:
+    run, make = _training()
+    checks.assert_surroundings(run, [x.requires_grad_() for x in make()])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_cuda_graph() -> None:
+    assert checks.run_script(__file__, "capture", interpret=False) == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_more_numbers_than_31_bits() -> None:
     from longseq.ops.window_attention import window_attention
 
-    leaves = [torch.randn(1, 512, 2, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
-
-    def run() -> Tensor:
-        return window_attention(*leaves, window=64, implementation="triton")
-
-    torch.testing.assert_close(torch.compile(run, fullgraph=True)(), run())
-    first, second = (torch.autograd.grad(run().float().square().sum(), leaves) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    length, heads, width = 700_000, 48, 64
+    q, k, v = (torch.randn(1, length, heads, width, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    assert q.numel() > 2**31
+    y = window_attention(q, k, v, window=64, implementation="triton")
+    last = slice(length - 1000, length)
+    expected = window_attention(*(x[:, last].float() for x in (q, k, v)), window=64, implementation="reference")
+    assert checks.relative_error(y[:, -900:], expected[:, -900:]) < TOLERANCE["bfloat16"]
 
 
 if __name__ == "__main__":
-    interpret()
+    capture() if sys.argv[1:] == ["capture"] else interpret()

@@ -1,0 +1,198 @@
+"""The selective scan's Triton kernels against float64: in Triton's interpreter, and on a GPU.
+
+The interpreter is chosen when kernels are decorated, so a process of its own runs it: this file, as a script.
+"""
+
+import json
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.longseq.ops import kernel_checks as checks
+
+MODES = ("plain", "mask", "segments", "reverse", "everything")
+# length, states, mode, dtype, stretches of time, steps of a backward tile, sums on tensor cores
+TINY = [
+    (1, 3, "plain", "float32", 1, 8, False),
+    (21, 5, "plain", "float32", 1, 8, False),
+    (21, 5, "everything", "float32", 1, 4, False),
+    (40, 3, "everything", "float32", 2, 8, False),
+    (35, 16, "mask", "bfloat16", 1, 8, True),
+]
+TOLERANCE = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 1e-2}
+
+
+def make(batch: int, length: int, width: int, states: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(length)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    rates = -torch.arange(1, states + 1.0).repeat(width, 1) * (0.5 + torch.rand(width, states, generator=generator))
+    return {
+        "x_BLD": normal(batch, length, width).to(dtype),
+        "dt_BLD": normal(batch, length, width).to(dtype),
+        "A_DN": rates,
+        "B_BLN": normal(batch, length, states).to(dtype),
+        "C_BLN": normal(batch, length, states).to(dtype),
+        "D_D": normal(width),
+        "z_BLD": normal(batch, length, width).to(dtype),
+        "dt_bias_D": normal(width) - 1,
+        "initial_state_BDN": normal(batch, width, states),
+    }
+
+
+def interpret() -> None:
+    """Prints every tiny case's errors; raises where the operator tells a compiler something else than it does."""
+    from longseq.ops.selective_scan import triton as kernels
+    from longseq.ops.selective_scan.chunked import selective_scan_chunked
+    from longseq.ops.selective_scan.triton_choices import Choice
+
+    checks.allow_interpreter_scalars()
+    found = []
+    for length, states, mode, name, stretches, steps, dot in TINY:
+        choices = Choice(4, 1, 16, 0), Choice(4, 1, steps, 0, dot=dot)
+        kernels._choices = lambda x, n, choices=choices: choices
+        Choice.stretches = lambda *_, stretches=stretches: stretches  # type: ignore[method-assign, assignment]
+        given, options = make(1, length, 3, states, getattr(torch, name)), checks.row_options(mode, 1, length, "cpu")
+        run = kernels.selective_scan_triton
+        found.append(checks.errors(run, selective_scan_chunked, given, "cpu", dt_softplus=True, **options))
+    rows = checks.row_options("mask", 1, 20, "cpu")["mask_BL"], None
+    leaves = [v.requires_grad_() for v in make(1, 20, 3, 4, torch.float32).values()]
+    torch.library.opcheck(kernels._scan, (*leaves, *rows, True, True, True))
+    print(json.dumps(found))
+
+
+def capture() -> None:
+    """Prints how far a CUDA graph's replay is off."""
+    print(json.dumps(checks.captured_error(*_training(torch.bfloat16))))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is published for Linux")
+def test_kernels_in_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    for case, found in zip(TINY, checks.run_script(__file__, interpret=True), strict=True):
+        checks.assert_small(found, TOLERANCE[case[3]], case)
+
+
+def test_choices_cut_time_only_where_channels_do_not_fill_the_gpu() -> None:
+    from longseq.ops.selective_scan.triton_choices import Choice, choose
+
+    for capability in (0, 7, 8, 9, 10, 12, 99):
+        for batch, length, width in ((8, 4096, 2048), (1, 1 << 20, 256), (1, 1, 1)):
+            for choice in choose(capability, batch, length, width, 16):
+                stretches = choice.stretches(batch, length, width, 16)
+                assert 1 <= stretches <= max(1, length // 256)
+                assert stretches == 1 or batch * width < 4096, (capability, batch, length, width)
+    assert Choice(4, 4, 8, 512).stretches(1, 1 << 20, 256, 16) == 64
+
+
+gpu = pytest.mark.gpu
+
+
+@gpu
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("length", checks.LENGTHS)
+def test_kernels_on_a_gpu(length: int, dtype: str) -> None:
+    from longseq.ops.selective_scan.chunked import selective_scan_chunked
+    from longseq.ops.selective_scan.triton import selective_scan_triton
+
+    for mode in MODES:
+        given, options = make(2, length, 48, 16, getattr(torch, dtype)), checks.row_options(mode, 2, length, "cuda")
+        found = checks.errors(selective_scan_triton, selective_scan_chunked, given, "cuda", dt_softplus=True, **options)
+        checks.assert_small(found, TOLERANCE[dtype], mode)
+
+
+@gpu
+@pytest.mark.parametrize(("width", "states"), [(1, 1), (3, 3), (130, 17), (20, 64), (9, 256)])
+def test_any_number_of_states(width: int, states: int) -> None:
+    from longseq.ops.selective_scan.chunked import selective_scan_chunked
+    from longseq.ops.selective_scan.triton import selective_scan_triton
+
+    given, options = make(2, 77, width, states, torch.float32), checks.row_options("everything", 2, 77, "cuda")
+    found = checks.errors(selective_scan_triton, selective_scan_chunked, given, "cuda", dt_softplus=True, **options)
+    checks.assert_small(found, 1e-5)
+
+
+@gpu
+@pytest.mark.parametrize("dt", [1e-4, 20.0])
+def test_extreme_step_sizes(dt: float) -> None:
+    from longseq.ops.selective_scan.chunked import selective_scan_chunked
+    from longseq.ops.selective_scan.triton import selective_scan_triton
+
+    given = make(1, 600, 24, 16, torch.float32)
+    given["dt_BLD"], given["dt_bias_D"] = torch.full_like(given["dt_BLD"], dt), torch.zeros(24)
+    # The step size itself is rounded to 24 bits: at 1e-4 that alone moves the sums of 600 steps by a few millionths.
+    checks.assert_small(checks.errors(selective_scan_triton, selective_scan_chunked, given, "cuda"), 3e-5)
+
+
+@gpu
+def test_views_are_read_in_place() -> None:
+    from longseq.ops.selective_scan.triton import selective_scan_triton
+
+    given: dict[str, Any] = {n: v.cuda() for n, v in make(2, 100, 40, 16, torch.bfloat16).items()}
+    both = torch.cat([given["x_BLD"], given["z_BLD"]], dim=-1)
+    views = {**given, "x_BLD": both[..., :40], "z_BLD": both[..., 40:]}
+    for found, expected in zip(selective_scan_triton(**views), selective_scan_triton(**given), strict=True):
+        assert torch.equal(found, expected)
+
+
+@gpu
+def test_long_rows_in_stretches() -> None:
+    from longseq.ops.selective_scan.chunked import selective_scan_chunked
+    from longseq.ops.selective_scan.triton import selective_scan_triton
+
+    given = make(1, 20000, 24, 16, torch.float32)
+    found = checks.errors(selective_scan_triton, selective_scan_chunked, given, "cuda", dt_softplus=True)
+    checks.assert_small(found, 1e-5)
+
+
+def _training(dtype: torch.dtype):  # type: ignore[no-untyped-def]
+    from longseq.ops.selective_scan.triton import selective_scan_triton
+
+    def run(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor) -> Tensor:
+        return 2.0 * selective_scan_triton(1.0 * x, dt, A, B, C, D, z, bias, dt_softplus=True)[0]
+
+    given = list(make(2, 500, 64, 16, dtype).values())[:8]
+    return run, lambda: [v.cuda() for v in given]
+
+
+@gpu
+def test_surroundings() -> None:
+    run, make_leaves = _training(torch.bfloat16)
+    checks.assert_surroundings(run, [v.requires_grad_() for v in make_leaves()])
+
+
+@gpu
+def test_cuda_graph() -> None:
+    # A capture that fails leaves the process without random numbers.
+    assert checks.run_script(__file__, "capture", interpret=False) == 0.0
+
+
+@gpu
+@pytest.mark.slow
+def test_more_elements_than_32_bits_count() -> None:
+    from longseq.ops.selective_scan.triton import selective_scan_triton
+
+    length, width = (1 << 20) + 40000, 2048
+    x, dt = (torch.randn(1, length, width, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    B, C = (torch.randn(1, length, 16, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    A = -torch.rand(width, 16, device="cuda") - 0.5
+    end = slice(length - 608, length)
+    x.requires_grad_()
+    # 600 steps before the end nothing is left of a state; the gradient of x does not depend on the state at all.
+    y, state = selective_scan_triton(x, dt, A, B, C, dt_softplus=True)
+    (dx,) = torch.autograd.grad(y[:, -64:].float().sum(), x)
+    tail = x.detach()[:, end].clone().requires_grad_()
+    y_end, state_end = selective_scan_triton(tail, dt[:, end], A, B[:, end], C[:, end], dt_softplus=True)
+    (dx_end,) = torch.autograd.grad(y_end[:, -64:].float().sum(), tail)
+    assert checks.relative_error(y[:, -64:], y_end[:, -64:]) < 1e-2
+    assert checks.relative_error(state, state_end) < 1e-2
+    assert checks.relative_error(dx[:, -64:], dx_end[:, -64:]) < 1e-2
+
+
+if __name__ == "__main__":
+    capture() if sys.argv[1:] == ["capture"] else interpret()
