@@ -1,10 +1,16 @@
 """longseq: train, fine-tune and export long-sequence backbones on your own data."""
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longseq.version import __version__
+
+# torch's OpenMP threads wait for more work in a busy loop of many milliseconds, in the way of the compiled loops' threads.
+# This shortens it; it is read when torch is imported, and what the user has set stays.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 # In a checkout the folders domains, pipelines and configs stand beside this package, not inside it.
 # An installed package has them inside (setup.py maps them), and then this line changes nothing.

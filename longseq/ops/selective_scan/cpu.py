@@ -17,8 +17,11 @@ from longseq.ops.selective_scan.chunked import keep_state
 __all__ = ["selective_scan_cpu"]
 
 CHUNK = 64
-# Channels of one task: their states fit the first-level cache, those of a chunk the second.
+# Channels of one task in backward: the states of a chunk fit the second-level cache. Fixed, for it decides how sums are made.
 WIDTH = 64
+# Channels of one task in forward, where results do not depend on it: as many as leave a task for every thread, for wide rows
+# are read from memory at half the cost of narrow ones.
+_FORWARD_WIDTHS = (256, 128, 64)
 _LOG2_E, _LN_2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
 # What a position is: padding, a step, or a step before which the state restarts from zero.
 _PADDING, _RESTART = 0, 2
@@ -95,8 +98,13 @@ def _numbers(v: Tensor) -> np.ndarray:
     return v.detach().to(torch.float32).contiguous().numpy()
 
 
-def _n_tasks(x_BLD: Tensor) -> int:
-    return x_BLD.shape[0] * (-(-x_BLD.shape[2] // WIDTH))
+def _n_tasks(x_BLD: Tensor, width: int = WIDTH) -> int:
+    return x_BLD.shape[0] * (-(-x_BLD.shape[2] // width))
+
+
+def _forward_width(x_BLD: Tensor) -> int:
+    threads = torch.get_num_threads()
+    return next((width for width in _FORWARD_WIDTHS if _n_tasks(x_BLD, width) >= threads), _FORWARD_WIDTHS[-1])
 
 
 @torch.library.custom_op("longseq::selective_scan_cpu", mutates_args=())
@@ -121,9 +129,10 @@ def _scan(
         state_BDN.zero_()
     else:
         state_BDN.copy_(h0_BDN)
+    width = _forward_width(x_BLD)
     run_tasks(
         _forward,
-        _n_tasks(x_BLD),
+        _n_tasks(x_BLD, width),
         x_BLD.numel() * A_DN.shape[1],
         *_arrays(x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, kind_BL),
         result.numpy(),
@@ -131,6 +140,7 @@ def _scan(
         starts_BSND.numpy(),
         dt_softplus,
         reverse,
+        width,
     )
     return result.to(x_BLD.dtype), state_BDN, starts_BSND
 
@@ -241,21 +251,21 @@ def _advance(step, inflow, out, rate, before, after, B, B_i, C, C_i, n_states, w
 
 
 @compiled
-def _forward(start, stop, sizes, rows, at, A_ND, skip, bias, kind, y, state, starts, dt_softplus, reverse):  # type: ignore[no-untyped-def]
-    """Tasks start ... stop - 1, each of one batch row and `WIDTH` channels; the state is read and overwritten.
+def _forward(start, stop, sizes, rows, at, A_ND, skip, bias, kind, y, state, starts, dt_softplus, reverse, block):  # type: ignore[no-untyped-def]
+    """Tasks start ... stop - 1, each of one batch row and `block` channels; the state is read and overwritten.
 
     Positions in the rows are unsigned: a signed index might count from the end, and loops over it do not vectorise.
     """
     length, width, n_states = sizes
     x, dt, z, B, C = rows
-    n_blocks = (width + WIDTH - 1) // WIDTH
-    rate, h = np.empty((n_states, WIDTH), np.float32), np.empty((n_states, WIDTH), np.float32)
+    n_blocks = (width + block - 1) // block
+    rate, h = np.empty((n_states, block), np.float32), np.empty((n_states, block), np.float32)
     # Reading and writing the same states would keep the loop from vectorising.
-    after = np.empty((n_states, WIDTH), np.float32)
-    step, inflow, out = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32)
+    after = np.empty((n_states, block), np.float32)
+    step, inflow, out = np.empty(block, np.float32), np.empty(block, np.float32), np.empty(block, np.float32)
     for task in range(start, stop):
-        b, first = task // n_blocks, task % n_blocks * WIDTH
-        w, first_u = np.uint64(min(WIDTH, width - first)), np.uint64(first)
+        b, first = task // n_blocks, task % n_blocks * block
+        w, first_u = np.uint64(min(block, width - first)), np.uint64(first)
         for n in range(n_states):
             for d in range(w):
                 rate[n, d], h[n, d] = A_ND[n, first_u + d] * _LOG2_E, state[b, first_u + d, n]
