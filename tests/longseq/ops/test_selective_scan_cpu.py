@@ -113,9 +113,9 @@ def test_nan_reaches_later_positions_of_its_document_alone() -> None:
 def test_later_positions_and_other_rows_change_no_bit() -> None:
     inputs = make_inputs(100, 70)
     y, _ = selective_scan(**inputs, dt_softplus=True, implementation="cpu")
-    changed = {n: torch.cat([v[:, :60], v[:, 60:] + 1], 1) if n in ROWS else v for n, v in inputs.items()}
+    changed: Any = {n: torch.cat([v[:, :60], v[:, 60:] + 1], 1) if n in ROWS else v for n, v in inputs.items()}
     assert torch.equal(selective_scan(**changed, dt_softplus=True, implementation="cpu")[0][:, :60], y[:, :60])
-    alone: dict[str, Any] = {n: v[1:] if n in ROWS or n == "initial_state_BDN" else v for n, v in inputs.items()}
+    alone: Any = {n: v[1:] if n in ROWS or n == "initial_state_BDN" else v for n, v in inputs.items()}
     assert torch.equal(selective_scan(**alone, dt_softplus=True, implementation="cpu")[0], y[1:])
 
 
