@@ -304,17 +304,17 @@ def far_keys(config: Any, part: str, cutoff: float) -> list[str]:
     """Full names of options anywhere in the config whose last part is as near to the given word as `cutoff` (1: the same)."""
     from omegaconf import DictConfig
 
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
 
     def walk(node: Any, path: list[str]) -> None:
         for name in node:
-            found.setdefault(str(name), ".".join([*path, str(name)]))
+            found.setdefault(str(name), []).append(".".join([*path, str(name)]))
             child = node._get_node(name)
             if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
                 walk(child, [*path, str(name)])
 
     walk(config, [])
-    return [found[name] for name in difflib.get_close_matches(part, found, n=3, cutoff=cutoff)]
+    return [key for name in difflib.get_close_matches(part, found, n=3, cutoff=cutoff) for key in found[name]][:4]
 
 
 if __name__ == "__main__":

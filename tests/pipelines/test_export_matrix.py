@@ -77,8 +77,9 @@ def test_every_backbone_in_every_format_and_domain(backbone: str, form: str, dom
 
 @pytest.mark.slow
 @pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
-@pytest.mark.parametrize("backbone", list_backbones())
-def test_every_backbone_compiled(backbone: str, tmp_path: Path) -> None:
+# A minute or two each: the others are left to the table.
+@pytest.mark.parametrize("backbone", ["mamba"])
+def test_compiled_by_aotinductor(backbone: str, tmp_path: Path) -> None:
     check(backbone, "aoti", "dna", tmp_path)
 
 
