@@ -142,7 +142,7 @@ def open_graph(path: Path, how: str) -> Runner:
                 return torch_runner(torch.export.load(path).module())
             from torch._inductor import aoti_load_package
 
-            return torch_runner(aoti_load_package(str(path)))
+            return aoti_runner(aoti_load_package(str(path)))
     except Exception as error:
         first = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{path} is truncated or corrupted ({path.stat().st_size} bytes): {first}") from None
@@ -174,6 +174,23 @@ def torch_runner(module: Callable[..., Any]) -> Runner:
         return [tensor.numpy() for tensor in (found if isinstance(found, (tuple, list)) else (found,))]
 
     return run
+
+
+def aoti_runner(package: Callable[..., Any]) -> Runner:
+    """A compiled package as a function that gives a list of arrays; what it refuses while running is an ExportError."""
+    run = torch_runner(package)
+
+    def answer(*inputs: Tensor) -> list[np.ndarray]:
+        try:
+            return run(*inputs)
+        except RuntimeError as error:
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
+            raise ExportError(
+                f"torch {torch.__version__}'s AOTInductor compiled this model to a package that fails on inputs of {shapes} "
+                f"({str(error).strip().splitlines()[0][:80]}...): use format=torch or format=onnx"
+            ) from None
+
+    return answer
 
 
 # -- int8
