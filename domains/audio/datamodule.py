@@ -336,9 +336,7 @@ class AudioData(DomainData):
             self._max_samples = int(self.clips["predict"].lengths(rate).max())
         else:
             self._fit_lengths()
-        self.splits["predict"] = ClipRows(
-            self.clips["predict"], self.tokenizer, max_samples=self._max_samples, seed=self.seed
-        )
+        self.splits["predict"] = ClipRows(self.clips["predict"], self.tokenizer, max_samples=self._max_samples, seed=self.seed)
 
     def long_predictions(self, module: DomainModule, options: Mapping[str, Any]) -> Predictions | None:
         if self.task_name not in WHOLE:

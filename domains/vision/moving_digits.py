@@ -1,7 +1,7 @@
 """Makes a folder of videos from still images: `python -m longseq.domains.vision.moving_digits mnist.npz videos/`.
 
-Each image crosses a black canvas on a straight line and bounces at its edges, encoded as MPEG-4. The videos of an image in train
-stay in `train/`, those of a test image in `test/`, one folder per label: a source for `data.train=videos/`.
+Each image crosses a black canvas on a straight line and bounces at its edges, encoded as MPEG-4. The videos of train images
+lie in `train/`, those of test images in `test/`, one folder per label: a source for `data.train=videos/`.
 """
 
 import argparse
