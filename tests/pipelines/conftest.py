@@ -19,6 +19,19 @@ TINY = [
 ]
 
 
+FASTEST = [
+    "trainer=cpu",
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=2",
+    "trainer.limit_val_batches=1",
+    "trainer.limit_test_batches=1",
+    "baselines=false",
+    "report=false",
+    "backbone.d_model=16",
+    "backbone.n_layers=1",
+]
+
+
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -57,5 +70,22 @@ def longseq() -> Callable[..., int]:
         with pytest.raises(SystemExit) as exit_info:
             main([str(arg) for arg in args])
         return int(exit_info.value.code or 0)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Trains a tiny model once per choice of options and gives its run folder."""
+    runs: dict[tuple[str, ...], Path] = {}
+
+    def run(*options: str) -> Path:
+        if options not in runs:
+            folder = tmp_path_factory.mktemp("run")
+            with pytest.raises(SystemExit) as exit_info:
+                main(["fit", *FASTEST, *options, f"run_dir={folder}"])
+            assert not exit_info.value.code
+            runs[options] = folder
+        return runs[options]
 
     return run

@@ -19,37 +19,8 @@ from PIL import Image
 
 from longseq.checkpoint import load_model
 from longseq.pipelines import prediction_files
-from longseq.pipelines.cli import main
 
 Command = Callable[..., int]
-FAST = [
-    "trainer=cpu",
-    "trainer.max_epochs=1",
-    "trainer.limit_train_batches=2",
-    "trainer.limit_val_batches=1",
-    "trainer.limit_test_batches=1",
-    "baselines=false",
-    "report=false",
-    "backbone.d_model=16",
-    "backbone.n_layers=1",
-]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Trains a tiny model once per choice of options and gives its run folder."""
-    runs: dict[tuple[str, ...], Path] = {}
-
-    def run(*options: str) -> Path:
-        if options not in runs:
-            folder = tmp_path_factory.mktemp("run")
-            with pytest.raises(SystemExit) as exit_info:
-                main(["fit", *FAST, *options, f"run_dir={folder}"])
-            assert not exit_info.value.code
-            runs[options] = folder
-        return runs[options]
-
-    return run
 
 
 def dna(rng: np.random.Generator, length: int) -> str:
