@@ -78,7 +78,7 @@ def test_packages_are_judged_by_presence_version_and_module(
 def test_base_packages_and_extras_are_told_apart() -> None:
     base = {requirement.name for requirement in doctor.requirements()}
     assert {"torch", "lightning", "numpy"} <= base and not {"onnx", "litserve", "pytest"} & base
-    assert {requirement.name for requirement in doctor.requirements("serve")} == {"litserve"}
+    assert {requirement.name for requirement in doctor.requirements("serve")} == {"litserve", "python-multipart"}
 
 
 def test_a_missing_extra_names_what_lacks_and_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
