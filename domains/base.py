@@ -104,6 +104,10 @@ class DomainData(L.LightningDataModule, ABC):
         """Counts, lengths and the domain's own facts per split, for the console and the report."""
         return {name: {"rows": len(rows)} for name, rows in self.splits.items()}
 
+    def start(self, model: SequenceModel, task: Task) -> None:
+        """Gives a fresh model what can be known from the training data before the first step, such as a closed-form part."""
+        del model, task
+
     def baselines(self, task: Task) -> dict[str, Row]:
         """Trivial baselines by name, each with the test metrics that the model is judged by."""
         del task

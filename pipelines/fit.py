@@ -51,6 +51,7 @@ def run(cfg: "DictConfig") -> dict[str, Any]:
     data = build_data(cfg)
     task = build_task(cfg, data)
     model = build_network(cfg, data, task)
+    data.start(model, task)
     facts = {}
     if cfg.self_pretrain.epochs:
         from longseq.pipelines.self_pretrain import pretrain_on_task

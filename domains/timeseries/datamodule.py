@@ -23,6 +23,7 @@ from longseq.domains.timeseries.labelled import (
     padded,
     read_labelled,
 )
+from longseq.domains.timeseries.linear_start import start_linear_skip
 from longseq.domains.timeseries.parts import (
     Part,
     WindowOptions,
@@ -33,12 +34,16 @@ from longseq.domains.timeseries.parts import (
     span_rows,
 )
 from longseq.domains.timeseries.prediction_series import check_model, model_options, model_scale, read_unlabelled
+from longseq.domains.timeseries.self_supervised import HiddenSpans
 from longseq.domains.timeseries.series import SeriesSet, measure_scale
 from longseq.domains.timeseries.sources import Source, read_series
 from longseq.domains.timeseries.splits import split_series
+from longseq.domains.timeseries.tasks import Forecasting
 from longseq.domains.timeseries.tokenizer import SeriesTokenizer
 from longseq.domains.timeseries.windows import ForecastRows, SpanRows, WindowRows
+from longseq.embeddings_timeseries import ForecastHead, SeriesEmbedding
 from longseq.errors import ConfigError, DataError
+from longseq.model import SequenceModel
 
 TASKS = ("forecasting", "imputation", "anomaly", "classification")
 # Values of validation windows that calibration keeps in memory.
@@ -353,6 +358,11 @@ class SeriesData(DomainData):
             self.counts["split"] = f"{taken} drawn from train at random, every class in proportion"
         return found
 
+    def self_supervised(self, causal: bool) -> DomainData:
+        """The windows of train and val with spans to be filled in; a causal backbone fills them from the past."""
+        del causal
+        return HiddenSpans(self)
+
     # -- predicting
 
     @classmethod
@@ -519,6 +529,16 @@ class SeriesData(DomainData):
                 facts = window_facts(rows, self.parts[name])
             found[name] = facts
         return found
+
+    def start(self, model: SequenceModel, task: Task) -> None:
+        """The linear part of a forecast begins as the ridge regression that is also the strongest simple baseline."""
+        train = self.splits.get("train")
+        if not isinstance(task, Forecasting) or not task.ridge_start or not isinstance(train, ForecastRows):
+            return
+        assert isinstance(model.head, ForecastHead) and isinstance(model.embedding, SeriesEmbedding)
+        # Of all training windows, also where training steps over some.
+        every = forecast_rows(self.parts["train"], "train", replace(self.window_options, stride=1), {})
+        start_linear_skip(model.head, model.embedding, every, self.parts["train"].scale)
 
     def baselines(self, task: Task) -> dict[str, Row]:
         if self.task_name == "classification":

@@ -38,6 +38,7 @@ class Forecasting(Task):
         point_loss: `mse`, `mae` or `huber`, for `point`.
         calibrate: split-conformal calibration of the intervals on the validation windows.
         linear_skip: add a linear map of the window to the network's forecast.
+        ridge_start: begin with the ridge regression of the training windows as that map, in place of zeros.
         rank: width of the head's map to quantiles, and to all channels in the mixing layouts.
         dropout: before the head.
     """
@@ -54,6 +55,7 @@ class Forecasting(Task):
         point_loss: str = "mse",
         calibrate: bool = True,
         linear_skip: bool = True,
+        ridge_start: bool = True,
         rank: int = 64,
         dropout: float = 0.0,
     ) -> None:
@@ -68,6 +70,7 @@ class Forecasting(Task):
             raise ConfigError(f"task.{error}") from None
         self.channels, self.horizon, self.output, self.point_loss = list(channels), horizon, output, point_loss
         self.calibrate, self.linear_skip, self.rank, self.dropout = calibrate, linear_skip, rank, dropout
+        self.ridge_start = ridge_start and linear_skip
         # A point forecast without calibration has no intervals.
         self.quantiles = [float(q) for q in quantiles] if output != "point" or calibrate else [0.5]
 
