@@ -25,7 +25,7 @@ from torch import Tensor
 
 from longseq.ops.tracing import is_exporting
 
-__all__ = ["Operator"]
+__all__ = ["Operator", "prefer"]
 
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Compiled loops compute in fp32.
@@ -77,6 +77,9 @@ class Operator:
 
     def choose(self, implementation: str, *arguments: Any, **options: Any) -> Callable[..., Any]:
         """The function to call with these arguments."""
+        if implementation == "auto" and _preferred is not None:
+            # Where an operator has no such form, "auto" stays what it is.
+            implementation = _preferred if _preferred in self.names else implementation
         if implementation == "auto" and self._shortcut is not None:
             implementation = self._shortcut(*arguments, **options) or implementation
         if implementation in ("reference", "chunked"):
@@ -183,6 +186,18 @@ class Operator:
         )
 
 
+@contextlib.contextmanager
+def prefer(implementation: str) -> Iterator[None]:
+    """Within, "auto" means this implementation in all operators that have it: a whole model in its plain form."""
+    global _preferred
+    before, _preferred = _preferred, implementation
+    try:
+        yield
+    finally:
+        _preferred = before
+
+
+_preferred: str | None = None
 _operators: dict[str, Operator] = {}
 _checked: set[tuple[str, int | None]] = set()
 _failures: dict[tuple[str, int | None], str] = {}

@@ -73,32 +73,35 @@ def _convolve_segments(x_BcTD: Tensor, taps_DT: Tensor, rank_BcT: Tensor) -> Ten
 
 def _scan_doubling(made_DBcM: Tensor, step: Tensor, initial_DBM: Tensor, kept_Bc: Tensor | None) -> Tensor:
     """All states by doubling: after k rounds each holds what the last 2^k chunks made."""
-    states_DBcM = torch.cat([initial_DBM.unsqueeze(2), made_DBcM], dim=2)
-    n_states = states_DBcM.shape[2]
+    initial_DB1M = initial_DBM.unsqueeze(2)
+    # A state of zeros stands first: the one from which everything comes that reaches back beyond the initial state.
+    states_DBcM = torch.cat([torch.zeros_like(initial_DB1M), initial_DB1M, made_DBcM], dim=2)
+    n_states = made_DBcM.shape[2] + 1
     symbolic = not isinstance(n_states, int)
     if symbolic:
         torch._check(n_states <= 2**SYMBOLIC_LEVELS)
-    # A complex transition as 2 x 2 matrices: one small product each for moving and for squaring keeps the graph short.
     dense = is_dense(step, made_DBcM.shape[-1])
-    matrix = step.transpose(1, 2).unsqueeze(1) if dense else _rotations(step)[:, None, None]
-    states = states_DBcM if dense else states_DBcM.unflatten(-1, (-1, 2))
-    place_c = torch.arange(n_states, device=states.device)
-    # The factor of state c + 1 belongs to chunk c; the initial state has nothing before it.
-    kept_Bc = None if kept_Bc is None else F.pad(kept_Bc.to(states.dtype), (1, 0), value=1.0)
+    # Real and imaginary parts apart: pairs of numbers as the last axis are slow to walk along.
+    states = (states_DBcM,) if dense else (states_DBcM[..., 0::2], states_DBcM[..., 1::2])
+    power = (step.transpose(1, 2).unsqueeze(1),) if dense else (step[:, None, None, :, 0], step[:, None, None, :, 1])
+    place_c = torch.arange(n_states + 1, device=made_DBcM.device)
+    # The factor of state c + 1 belongs to chunk c; before the initial state there is nothing.
+    kept_Bc1 = None if kept_Bc is None else F.pad(kept_Bc.to(made_DBcM.dtype), (2, 0), value=1.0).unsqueeze(-1)
     for level in range(SYMBOLIC_LEVELS if symbolic else math.ceil(math.log2(n_states))):
         before_c = (place_c - 2**level).clamp(min=0)
-        before = states[:, :, before_c]
-        moved = before @ matrix if dense else (matrix * before.unsqueeze(-2)).sum(-1)
-        factor_Bc = (place_c >= 2**level).to(states.dtype).unsqueeze(0)
-        if kept_Bc is not None:
-            factor_Bc = factor_Bc * kept_Bc
-            kept_Bc = kept_Bc * kept_Bc[:, before_c]
-        states = states + moved * factor_Bc[(...,) + (None,) * (states.ndim - 3)]
-        matrix = matrix @ matrix
-    return states if dense else states.flatten(-2)
+        moved = _multiply(tuple(part.index_select(2, before_c) for part in states), power)
+        if kept_Bc1 is not None:
+            moved = tuple(part * kept_Bc1 for part in moved)
+            kept_Bc1 = kept_Bc1 * kept_Bc1.index_select(1, before_c)
+        states = tuple(part + more for part, more in zip(states, moved, strict=True))
+        power = _multiply(power, power)
+    states_DBcM = states[0] if dense else torch.stack(states, dim=-1).flatten(-2)
+    return states_DBcM.index_select(2, torch.arange(n_states, device=made_DBcM.device) + 1)
 
 
-def _rotations(z_DN2: Tensor) -> Tensor:
-    """(D, N, 2, 2): the real matrices that multiply (real, imaginary) by z."""
-    real, imag = z_DN2[..., 0], z_DN2[..., 1]
-    return torch.stack([torch.stack([real, -imag], dim=-1), torch.stack([imag, real], dim=-1)], dim=-2)
+def _multiply(left: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Of matrices, or elementwise of complex numbers given by their real and imaginary parts."""
+    if len(left) == 1:
+        return (left[0] @ right[0],)
+    (a, b), (c, d) = left, right
+    return a * c - b * d, a * d + b * c

@@ -206,41 +206,46 @@ def outputs(
         im_RN = tl.dot(x_RT, in_im_TN, next_im_RN, input_precision=PRECISION)
 
 
-@triton.jit(do_not_specialize=["length", "n_rows", "count", "n_groups", "rows_per_batch"])
-def gradients(
-    x_ptr, dy_ptr, dx_ptr, taps_ptr, in_ptr, out_ptr, pole_ptr, turn_ptr, far_ptr, fresh_ptr, open_ptr, end_ptr, inject_ptr,
-    states_ptr, entering_ptr, adjoint_ptr, part_taps_ptr, part_in_ptr, part_out_ptr, part_step_ptr,
-    length, n_rows, count, n_groups, rows_per_batch,
-    T: tl.constexpr, N: tl.constexpr, R: tl.constexpr, HAS_FRESH: tl.constexpr, HAS_ENDS: tl.constexpr,
-    HAS_INJECT: tl.constexpr, PRECISION: tl.constexpr,
+@triton.jit
+def step_adjoint(
+    dy_RT, g_re_RN, g_im_RN, out_re_TN, out_im_TN, z_re_N, z_im_N, c, end_R, row_R, inside_R, fresh_ptr, inject_ptr,
+    channel, width, count, rows_per_batch,
+    N: tl.constexpr, HAS_FRESH: tl.constexpr, HAS_INJECT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dx of all chunks from the last to the first, and the program's part of the gradients of taps, W, V and z^T."""
-    pid = tl.program_id(0)
-    channel, group = (pid // n_groups).to(tl.int64), pid % n_groups
-    width = tl.num_programs(0) // n_groups
-    row_R = group * R + tl.arange(0, R)
-    inside_R = row_R < n_rows
+    """The adjoint of the state that enters chunk c, from that of the state that leaves it."""
+    next_re_RN = g_re_RN * z_re_N[None, :] + g_im_RN * z_im_N[None, :]
+    next_im_RN = g_im_RN * z_re_N[None, :] - g_re_RN * z_im_N[None, :]
+    g_re_RN = tl.dot(dy_RT, out_re_TN, next_re_RN, input_precision=PRECISION)
+    g_im_RN = tl.dot(dy_RT, out_im_TN, next_im_RN, input_precision=PRECISION)
+    if HAS_INJECT:
+        ends_R = (row_R % rows_per_batch) * count + c == end_R
+        add_re_RN, add_im_RN = load_pair(
+            inject_ptr + channel * 2 * N, row_R // rows_per_batch, width * 2 * N, ends_R & inside_R, N
+        )
+        g_re_RN += add_re_RN
+        g_im_RN += add_im_RN
+    if HAS_FRESH:
+        kept_R = tl.load(fresh_ptr + row_R * count + c, mask=inside_R, other=0) == 0
+        g_re_RN, g_im_RN = tl.where(kept_R[:, None], g_re_RN, 0.0), tl.where(kept_R[:, None], g_im_RN, 0.0)
+    return g_re_RN, g_im_RN
+
+
+@triton.jit
+def state_gradients(
+    x_ptr, dy_ptr, far_ptr, fresh_ptr, open_ptr, inject_ptr, states_ptr, entering_ptr, part_taps_ptr, part_out_ptr,
+    part_step_ptr, out_re_TN, out_im_TN, z_re_N, z_im_N, g_re_RN, g_im_RN, end_R, row_R, inside_R,
+    channel, width, part, count, rows_per_batch,
+    T: tl.constexpr, N: tl.constexpr, HAS_FRESH: tl.constexpr, HAS_INJECT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A program's part of the gradients of what meets outputs: taps, V; and of z^T."""
     kind = x_ptr.dtype.element_ty
     time_T, mode_N = tl.arange(0, T), tl.arange(0, N)
-    toeplitz_TT = load_toeplitz(taps_ptr, channel, T).to(kind)
-    in_re_TN, in_im_TN = load_operator(in_ptr, channel, T, N)
-    out_re_TN, out_im_TN = load_operator(out_ptr, channel, T, N)
-    z_re_N, z_im_N = load_power(pole_ptr, turn_ptr, channel, T + 0 * tl.arange(0, N), N)
-    if HAS_INJECT:
-        end_R = end_chunks(end_ptr, row_R // rows_per_batch, inside_R, length, HAS_ENDS, T)
-    enter_re_RN, enter_im_RN = load_pair(entering_ptr + channel * n_rows * 2 * N, row_R, 2 * N, inside_R, N)
-    g_re_RN, g_im_RN = load_pair(adjoint_ptr + channel * n_rows * 2 * N, row_R, 2 * N, inside_R, N)
     dtoeplitz_TT = tl.zeros([T, T], tl.float32)
     dout_re_TN = tl.zeros([T, N], tl.float32)
     dout_im_TN = tl.zeros([T, N], tl.float32)
-    din_re_TN = tl.zeros([T, N], tl.float32)
-    din_im_TN = tl.zeros([T, N], tl.float32)
     dz_re_N = tl.zeros([N], tl.float32)
     dz_im_N = tl.zeros([N], tl.float32)
-    x_ptr += channel * n_rows * count * T
-    dy_ptr += channel * n_rows * count * T
-    dx_ptr += channel * n_rows * count * T
-    states_ptr += channel * n_rows * count * 2 * N
+    enter_re_RN, enter_im_RN = load_pair(entering_ptr, row_R, 2 * N, inside_R, N)
     for i in tl.range(0, count):
         c = count - 1 - i
         chunk_R = row_R * count + c
@@ -258,38 +263,95 @@ def gradients(
             far_re_RN, far_im_RN = tl.where(open_R[:, None], far_re_RN, 0.0), tl.where(open_R[:, None], far_im_RN, 0.0)
         s_re_RN = s_re_RN.to(tl.float32) + far_re_RN
         s_im_RN = s_im_RN.to(tl.float32) + far_im_RN
+        dz_re_N += tl.sum(g_re_RN * s_re_RN + g_im_RN * s_im_RN, 0)
+        dz_im_N += tl.sum(g_im_RN * s_re_RN - g_re_RN * s_im_RN, 0)
+        dtoeplitz_TT = tl.dot(tl.trans(x_RT), dy_RT, dtoeplitz_TT, input_precision=PRECISION)
+        dout_re_TN = tl.dot(tl.trans(dy_RT), s_re_RN.to(kind), dout_re_TN, input_precision=PRECISION)
+        dout_im_TN = tl.dot(tl.trans(dy_RT), s_im_RN.to(kind), dout_im_TN, input_precision=PRECISION)
+        g_re_RN, g_im_RN = step_adjoint(
+            dy_RT, g_re_RN, g_im_RN, out_re_TN, out_im_TN, z_re_N, z_im_N, c, end_R, row_R, inside_R, fresh_ptr, inject_ptr,
+            channel, width, count, rows_per_batch, N, HAS_FRESH, HAS_INJECT, PRECISION,
+        )  # fmt: skip
+    tl.store(part_taps_ptr + part * T * T + time_T[:, None] * T + time_T[None, :], dtoeplitz_TT)
+    place_TN = part_out_ptr + part * 2 * T * N + time_T[:, None] * N + mode_N[None, :]
+    tl.store(place_TN, dout_re_TN)
+    tl.store(place_TN + T * N, dout_im_TN)
+    tl.store(part_step_ptr + part * 2 * N + mode_N, dz_re_N)
+    tl.store(part_step_ptr + part * 2 * N + N + mode_N, dz_im_N)
+
+
+@triton.jit
+def input_gradients(
+    x_ptr, dy_ptr, dx_ptr, taps_ptr, in_ptr, fresh_ptr, inject_ptr, part_in_ptr,
+    out_re_TN, out_im_TN, z_re_N, z_im_N, g_re_RN, g_im_RN, end_R, row_R, inside_R,
+    channel, width, part, count, rows_per_batch,
+    T: tl.constexpr, N: tl.constexpr, HAS_FRESH: tl.constexpr, HAS_INJECT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dx, and a program's part of the gradient of W."""
+    kind = x_ptr.dtype.element_ty
+    time_T, mode_N = tl.arange(0, T), tl.arange(0, N)
+    toeplitz_TT = load_toeplitz(taps_ptr, channel, T).to(kind)
+    in_re_TN, in_im_TN = load_operator(in_ptr, channel, T, N)
+    din_re_TN = tl.zeros([T, N], tl.float32)
+    din_im_TN = tl.zeros([T, N], tl.float32)
+    for i in tl.range(0, count):
+        c = count - 1 - i
+        place_RT = (row_R * count + c).to(tl.int64)[:, None] * T + time_T[None, :]
+        x_RT = tl.load(x_ptr + place_RT, mask=inside_R[:, None], other=0.0)
+        dy_RT = tl.load(dy_ptr + place_RT, mask=inside_R[:, None], other=0.0)
         g_re, g_im = g_re_RN.to(kind), g_im_RN.to(kind)
         dx_RT = tl.dot(dy_RT, tl.trans(toeplitz_TT), input_precision=PRECISION)
         dx_RT = tl.dot(g_re, tl.trans(in_re_TN), dx_RT, input_precision=PRECISION)
         dx_RT = tl.dot(g_im, tl.trans(in_im_TN), dx_RT, input_precision=PRECISION)
         tl.store(dx_ptr + place_RT, dx_RT.to(kind), mask=inside_R[:, None])
-        dtoeplitz_TT = tl.dot(tl.trans(x_RT), dy_RT, dtoeplitz_TT, input_precision=PRECISION)
-        dout_re_TN = tl.dot(tl.trans(dy_RT), s_re_RN.to(kind), dout_re_TN, input_precision=PRECISION)
-        dout_im_TN = tl.dot(tl.trans(dy_RT), s_im_RN.to(kind), dout_im_TN, input_precision=PRECISION)
         din_re_TN = tl.dot(tl.trans(x_RT), g_re, din_re_TN, input_precision=PRECISION)
         din_im_TN = tl.dot(tl.trans(x_RT), g_im, din_im_TN, input_precision=PRECISION)
-        dz_re_N += tl.sum(g_re_RN * s_re_RN + g_im_RN * s_im_RN, 0)
-        dz_im_N += tl.sum(g_im_RN * s_re_RN - g_re_RN * s_im_RN, 0)
-        next_re_RN = g_re_RN * z_re_N[None, :] + g_im_RN * z_im_N[None, :]
-        next_im_RN = g_im_RN * z_re_N[None, :] - g_re_RN * z_im_N[None, :]
-        g_re_RN = tl.dot(dy_RT, out_re_TN, next_re_RN, input_precision=PRECISION)
-        g_im_RN = tl.dot(dy_RT, out_im_TN, next_im_RN, input_precision=PRECISION)
-        if HAS_INJECT:
-            ends_R = (row_R % rows_per_batch) * count + c == end_R
-            add_re_RN, add_im_RN = load_pair(
-                inject_ptr + channel * 2 * N, row_R // rows_per_batch, width * 2 * N, ends_R & inside_R, N
-            )
-            g_re_RN += add_re_RN
-            g_im_RN += add_im_RN
-        if HAS_FRESH:
-            kept_R = tl.load(fresh_ptr + chunk_R, mask=inside_R, other=0) == 0
-            g_re_RN, g_im_RN = tl.where(kept_R[:, None], g_re_RN, 0.0), tl.where(kept_R[:, None], g_im_RN, 0.0)
+        g_re_RN, g_im_RN = step_adjoint(
+            dy_RT, g_re_RN, g_im_RN, out_re_TN, out_im_TN, z_re_N, z_im_N, c, end_R, row_R, inside_R, fresh_ptr, inject_ptr,
+            channel, width, count, rows_per_batch, N, HAS_FRESH, HAS_INJECT, PRECISION,
+        )  # fmt: skip
+    place_TN = part_in_ptr + part * 2 * T * N + time_T[:, None] * N + mode_N[None, :]
+    tl.store(place_TN, din_re_TN)
+    tl.store(place_TN + T * N, din_im_TN)
+
+
+@triton.jit(do_not_specialize=["length", "n_rows", "count", "n_groups", "rows_per_batch"])
+def gradients(
+    x_ptr, dy_ptr, dx_ptr, taps_ptr, in_ptr, out_ptr, pole_ptr, turn_ptr, far_ptr, fresh_ptr, open_ptr, end_ptr, inject_ptr,
+    states_ptr, entering_ptr, adjoint_ptr, part_taps_ptr, part_in_ptr, part_out_ptr, part_step_ptr,
+    length, n_rows, count, n_groups, rows_per_batch,
+    T: tl.constexpr, N: tl.constexpr, R: tl.constexpr, HAS_FRESH: tl.constexpr, HAS_ENDS: tl.constexpr,
+    HAS_INJECT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dx of all chunks from the last to the first, and a group's part of the gradients of taps, W, V and z^T.
+
+    Two programs a group, beside each other, each with half of the sums: all of them would not fit in registers, and what
+    both read, the second one finds in the cache.
+    """
+    pid = tl.program_id(0) // 2
+    channel, group = (pid // n_groups).to(tl.int64), pid % n_groups
+    width = tl.num_programs(0) // 2 // n_groups
+    row_R = group * R + tl.arange(0, R)
+    inside_R = row_R < n_rows
+    out_re_TN, out_im_TN = load_operator(out_ptr, channel, T, N)
+    z_re_N, z_im_N = load_power(pole_ptr, turn_ptr, channel, T + 0 * tl.arange(0, N), N)
+    end_R = row_R
+    if HAS_INJECT:
+        end_R = end_chunks(end_ptr, row_R // rows_per_batch, inside_R, length, HAS_ENDS, T)
+    g_re_RN, g_im_RN = load_pair(adjoint_ptr + channel * n_rows * 2 * N, row_R, 2 * N, inside_R, N)
+    x_ptr += channel * n_rows * count * T
+    dy_ptr += channel * n_rows * count * T
     part = channel * n_groups + group
-    tl.store(part_taps_ptr + part * T * T + time_T[:, None] * T + time_T[None, :], dtoeplitz_TT)
-    place_TN = part * 2 * T * N + time_T[:, None] * N + mode_N[None, :]
-    tl.store(part_in_ptr + place_TN, din_re_TN)
-    tl.store(part_in_ptr + place_TN + T * N, din_im_TN)
-    tl.store(part_out_ptr + place_TN, dout_re_TN)
-    tl.store(part_out_ptr + place_TN + T * N, dout_im_TN)
-    tl.store(part_step_ptr + part * 2 * N + mode_N, dz_re_N)
-    tl.store(part_step_ptr + part * 2 * N + N + mode_N, dz_im_N)
+    if tl.program_id(0) % 2 == 0:
+        input_gradients(
+            x_ptr, dy_ptr, dx_ptr + channel * n_rows * count * T, taps_ptr, in_ptr, fresh_ptr, inject_ptr, part_in_ptr,
+            out_re_TN, out_im_TN, z_re_N, z_im_N, g_re_RN, g_im_RN, end_R, row_R, inside_R,
+            channel, width, part, count, rows_per_batch, T, N, HAS_FRESH, HAS_INJECT, PRECISION,
+        )  # fmt: skip
+    else:
+        state_gradients(
+            x_ptr, dy_ptr, far_ptr, fresh_ptr, open_ptr, inject_ptr, states_ptr + channel * n_rows * count * 2 * N,
+            entering_ptr + channel * n_rows * 2 * N, part_taps_ptr, part_out_ptr, part_step_ptr,
+            out_re_TN, out_im_TN, z_re_N, z_im_N, g_re_RN, g_im_RN, end_R, row_R, inside_R,
+            channel, width, part, count, rows_per_batch, T, N, HAS_FRESH, HAS_INJECT, PRECISION,
+        )  # fmt: skip

@@ -1,11 +1,9 @@
 """The launches of the diagonal recurrence's kernels, forward and backward."""
 
-# To a type checker Triton's decorated functions never return, and take no launch options.
-# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false
-
 import torch
 from torch import Tensor
 
+from longseq.ops.diagonal_ssm import triton_choices as choices
 from longseq.ops.diagonal_ssm.triton_kernels import carry_rows, gradients, outputs, row_passes
 from longseq.ops.diagonal_ssm.triton_parameters import (
     finish_gradients,
@@ -16,6 +14,7 @@ from longseq.ops.diagonal_ssm.triton_parameters import (
 )
 from longseq.ops.diagonal_ssm.triton_plan import Plan
 from longseq.ops.diagonal_ssm.triton_poles import POLE_ROWS
+from longseq.ops.triton_launch import prepare
 
 
 class Model:
@@ -51,10 +50,10 @@ class Model:
         self.far = plan.empty(width, plan.count, 2, N) if far else self.poles
         self.end = self.dt if plan.end is None else plan.end
         self.has_ends, self.has_fresh = plan.end is not None, plan.fresh is not None
-        make_operators[(width,)](
+        constants = (bilinear, self.has_input, self.has_skip, far, T, N)
+        prepare(make_operators, (width,), (plan.modes, plan.count), constants)(
             self.dt, self.real, self.imag, self.input, self.output, self.skip,
-            self.taps_DT, self.in_D2TN, self.out_D2TN, self.poles, self.turns, self.far, plan.modes, plan.count,
-            bilinear, self.has_input, self.has_skip, far, T, N,
+            self.taps_DT, self.in_D2TN, self.out_D2TN, self.poles, self.turns, self.far,
         )  # fmt: skip
 
     def rows(self, x: Tensor, inject: Tensor | None, *, adjoint: bool, keep_states: bool) -> tuple[Tensor, Tensor]:
@@ -64,12 +63,11 @@ class Model:
         size, n_groups = plan.groups(tile)
         leaving = plan.empty(plan.width, plan.n_rows, 2, plan.N)
         states = plan.empty(plan.width, plan.n_rows, plan.count, 2, plan.N, dtype=plan.dtype) if keep_states else leaving
-        row_passes[(plan.width * n_groups,)](
+        has = (self.has_fresh, self.has_ends, inject is not None, keep_states)
+        constants = (plan.T, plan.N, size, adjoint, *has, plan.precision)
+        prepare(row_passes, (plan.width * n_groups,), plan.numbers(n_groups), constants, *tile[1:])(
             x, self.out_D2TN if adjoint else self.in_D2TN, self.poles, self.turns,
             x if plan.fresh is None else plan.fresh, self.end, x if inject is None else inject, leaving, states,
-            plan.length, plan.n_rows, plan.count, n_groups, plan.rows_per_batch,
-            plan.T, plan.N, size, adjoint, self.has_fresh, self.has_ends, inject is not None, keep_states, plan.precision,
-            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         return leaving, states
 
@@ -78,11 +76,11 @@ class Model:
         plan = self.plan
         entering = torch.empty_like(leaving)
         last = plan.empty(plan.batch, plan.width, *((plan.modes, 2) if adjoint else (2, plan.N)))
-        carry_rows[(plan.width, plan.batch)](
+        numbers = (plan.modes, plan.length, plan.n_rows, plan.rows_per_batch, plan.width, plan.count)
+        constants = (plan.T, plan.N, adjoint, initial is not None, self.has_fresh, self.has_ends, choices.UNROLL)
+        prepare(carry_rows, (plan.width, plan.batch), numbers, constants, 1)(
             leaving, self.poles, self.turns, leaving if plan.broken is None else plan.broken,
             leaving if initial is None else initial, self.end, entering, last,
-            plan.modes, plan.length, plan.n_rows, plan.rows_per_batch, plan.width, plan.count,
-            plan.T, plan.N, adjoint, initial is not None, self.has_fresh, self.has_ends, 8, num_warps=1,
         )  # fmt: skip
         return entering, last
 
@@ -93,12 +91,10 @@ class Model:
         tile = plan.tile("outputs")
         size, n_groups = plan.groups(tile)
         y_DBS = torch.empty_like(x_DBS)
-        outputs[(plan.width * n_groups,)](
+        constants = (plan.T, plan.N, size, self.has_fresh, self.has_ends, plan.precision)
+        prepare(outputs, (plan.width * n_groups,), plan.numbers(n_groups), constants, *tile[1:])(
             x_DBS, y_DBS, self.taps_DT, self.in_D2TN, self.out_D2TN, self.poles, self.turns,
             x_DBS if plan.fresh is None else plan.fresh, self.end, entering, last,
-            plan.length, plan.n_rows, plan.count, n_groups, plan.rows_per_batch,
-            plan.T, plan.N, size, self.has_fresh, self.has_ends, plan.precision,
-            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         return y_DBS, last
 
@@ -106,10 +102,9 @@ class Model:
         """The final state (B, D, modes, 2)."""
         plan = self.plan
         state_BDN2 = plan.empty(plan.batch, plan.width, plan.modes, 2)
-        finish_states[(plan.width, plan.batch)](
-            last, x_DBS, self.poles, self.turns, self.end, state_BDN2, plan.modes, plan.length, plan.n_slots,
-            self.has_ends, plan.T, plan.N,
-        )  # fmt: skip
+        numbers, constants = (plan.modes, plan.length, plan.n_slots), (self.has_ends, plan.T, plan.N)
+        launch = prepare(finish_states, (plan.width, plan.batch), numbers, constants)
+        launch(last, x_DBS, self.poles, self.turns, self.end, state_BDN2)
         return state_BDN2
 
     def backward(
@@ -128,41 +123,36 @@ class Model:
         part_taps, part_step = plan.empty(parts, T, T), plan.empty(parts, 2, N)
         part_in, part_out = plan.empty(parts, 2, T, N), plan.empty(parts, 2, T, N)
         dx_DBS = torch.empty_like(x_DBS)
-        gradients[(parts,)](
+        constants = (T, N, size, self.has_fresh, self.has_ends, inject is not None, plan.precision)
+        prepare(gradients, (2 * parts,), plan.numbers(n_groups), constants, *tile[1:])(
             x_DBS, dy_DBS, dx_DBS, self.taps_DT, self.in_D2TN, self.out_D2TN, self.poles, self.turns, self.far,
             x_DBS if plan.fresh is None else plan.fresh, x_DBS if plan.open is None else plan.open, self.end,
             x_DBS if inject is None else inject, states, entering, adjoint, part_taps, part_in, part_out, part_step,
-            plan.length, plan.n_rows, plan.count, n_groups, plan.rows_per_batch,
-            T, N, size, self.has_fresh, self.has_ends, inject is not None, plan.precision,
-            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         part_end = part_step if dstate is None else self._finish_gradients(dstate, last, x_DBS, dx_DBS)
         given = (self.dt, self.real, self.imag, self.output)
         ddt, dreal, dimag, doutput = (torch.empty_like(t) for t in given)
         dinput = torch.empty_like(self.input) if self.has_input else self.output.new_empty(0)
         dskip = torch.empty_like(self.skip) if self.has_skip else self.output.new_empty(0)
-        parameter_gradients[(plan.width,)](
+        constants = (self.bilinear, self.has_input, self.has_skip, dstate is not None, T, N)
+        prepare(parameter_gradients, (plan.width,), (plan.modes, n_groups, plan.batch), constants, 8)(
             self.dt, self.real, self.imag, self.input, self.output, self.poles, self.turns,
             part_taps, part_in, part_out, part_step, part_end, ddt, dreal, dimag, dinput, doutput, dskip,
-            plan.modes, n_groups, plan.batch, self.bilinear, self.has_input, self.has_skip, dstate is not None, T, N,
-            num_warps=8,
         )  # fmt: skip
         return dx_DBS, ddt, dreal, dimag, doutput, dinput, dskip, dinitial
 
     def _inject(self, dstate: Tensor) -> Tensor:
         plan = self.plan
         inject = plan.empty(plan.batch, plan.width, 2, plan.N)
-        inject_states[(plan.width, plan.batch)](
-            dstate, self.poles, self.turns, self.end, inject, plan.modes, plan.length, self.has_ends, plan.T, plan.N,
-            num_warps=1,
-        )  # fmt: skip
+        numbers, constants = (plan.modes, plan.length), (self.has_ends, plan.T, plan.N)
+        launch = prepare(inject_states, (plan.width, plan.batch), numbers, constants, 1)
+        launch(dstate, self.poles, self.turns, self.end, inject)
         return inject
 
     def _finish_gradients(self, dstate: Tensor, last: Tensor, x_DBS: Tensor, dx_DBS: Tensor) -> Tensor:
         plan = self.plan
         part = plan.empty(plan.width, plan.batch, 4, plan.N)
-        finish_gradients[(plan.width, plan.batch)](
-            dstate, last, x_DBS, dx_DBS, self.poles, self.turns, self.end, part, plan.modes, plan.length, plan.n_slots,
-            self.has_ends, plan.T, plan.N,
-        )  # fmt: skip
+        numbers, constants = (plan.modes, plan.length, plan.n_slots), (self.has_ends, plan.T, plan.N)
+        launch = prepare(finish_gradients, (plan.width, plan.batch), numbers, constants)
+        launch(dstate, last, x_DBS, dx_DBS, self.poles, self.turns, self.end, part)
         return part

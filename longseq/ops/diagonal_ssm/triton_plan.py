@@ -1,8 +1,5 @@
 """Where positions stand while the diagonal recurrence's kernels run: slots of a row, rows of chunks, restarts."""
 
-# To a type checker Triton's decorated functions never return, and take no launch options.
-# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false
-
 import torch
 from torch import Tensor
 
@@ -10,6 +7,7 @@ from longseq.ops.diagonal_ssm import triton_choices as choices
 from longseq.ops.diagonal_ssm.layout import align
 from longseq.ops.diagonal_ssm.triton_choices import cdiv, power_of_two
 from longseq.ops.diagonal_ssm.triton_layout import from_channels, to_channels
+from longseq.ops.triton_launch import prepare
 
 # Positions of a chunk, and the smallest one that a tensor-core product takes.
 CHUNK, _SMALLEST_CHUNK = 64, 16
@@ -37,7 +35,7 @@ class Plan:
         self.fp32 = x_BLD.dtype == torch.float32
         # Three TF32 products keep fp32's accuracy; the option says nothing about 16-bit inputs.
         self.precision = "tf32x3" if self.fp32 else "tf32"
-        self.N, self.T = padded_modes(modes), CHUNK
+        self.N, self.T = padded_modes(modes), choices.chunk(CHUNK, self.device, fp32=self.fp32)
         self.slot: Tensor | None = None
         self.source: Tensor | None = None
         self.end: Tensor | None = None
@@ -55,7 +53,7 @@ class Plan:
         if self.reverse:
             mask_BL, segment_ids_BL = (None if t is None else t.flip(1) for t in (mask_BL, segment_ids_BL))
         if segment_ids_BL is not None:
-            layout = align(mask_BL, segment_ids_BL, CHUNK, _SMALLEST_CHUNK)
+            layout = align(mask_BL, segment_ids_BL, self.T, _SMALLEST_CHUNK)
             self.T, n_chunks = layout.chunk_size, layout.n_slots // layout.chunk_size
             self._cut(n_chunks)
             self.end = layout.end_B.int()
@@ -96,13 +94,16 @@ class Plan:
         self.slot = slot_BL.masked_fill(slot_BL >= spare, -1).int()
 
     def tile(self, kernel: str) -> choices.Tile:
-        rows = self.n_rows if kernel == "gradients" else 0
-        return choices.tile(kernel, self.device, fp32=self.fp32, modes=self.N, rows=rows)
+        return choices.tile(kernel, self.device, fp32=self.fp32, modes=self.N)
 
     def groups(self, tile: choices.Tile) -> tuple[int, int]:
         """Rows of a program, no more than there are, and programs a channel."""
         rows = min(tile.rows, max(16, power_of_two(self.n_rows)))
         return rows, cdiv(self.n_rows, rows)
+
+    def numbers(self, n_groups: int) -> tuple[int, ...]:
+        """What kernels over rows of chunks want to know."""
+        return self.length, self.n_rows, self.count, n_groups, self.rows_per_batch
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
@@ -110,18 +111,18 @@ class Plan:
     def to_channels(self, x_BLD: Tensor) -> Tensor:
         x_BLD = x_BLD.contiguous()
         x_DBS = self.empty(self.width, self.batch, self.n_slots, dtype=self.dtype)
-        slots, channels = choices.TRANSPOSE["places"], choices.TRANSPOSE["channels"]
-        to_channels[(cdiv(self.n_slots, slots), cdiv(self.width, channels), self.batch)](
-            x_BLD, x_DBS, x_BLD if self.source is None else self.source, self.length, self.width, self.n_slots,
-            self.source is not None, self.reverse, slots, channels, num_warps=choices.TRANSPOSE["warps"],
-        )  # fmt: skip
+        tile = choices.TRANSPOSE
+        grid = (cdiv(self.n_slots, tile["places"]), cdiv(self.width, tile["channels"]), self.batch)
+        constants = (self.source is not None, self.reverse, tile["places"], tile["channels"])
+        launch = prepare(to_channels, grid, (self.length, self.width, self.n_slots), constants, tile["warps"])
+        launch(x_BLD, x_DBS, x_BLD if self.source is None else self.source)
         return x_DBS
 
     def from_channels(self, y_DBS: Tensor) -> Tensor:
         y_BLD = self.empty(self.batch, self.length, self.width, dtype=self.dtype)
-        places, channels = choices.TRANSPOSE["places"], choices.TRANSPOSE["channels"]
-        from_channels[(cdiv(self.length, places), cdiv(self.width, channels), self.batch)](
-            y_DBS, y_BLD, y_DBS if self.slot is None else self.slot, self.length, self.width, self.n_slots,
-            self.slot is not None, self.reverse, places, channels, num_warps=choices.TRANSPOSE["warps"],
-        )  # fmt: skip
+        tile = choices.TRANSPOSE
+        grid = (cdiv(self.length, tile["places"]), cdiv(self.width, tile["channels"]), self.batch)
+        constants = (self.slot is not None, self.reverse, tile["places"], tile["channels"])
+        launch = prepare(from_channels, grid, (self.length, self.width, self.n_slots), constants, tile["warps"])
+        launch(y_DBS, y_BLD, y_DBS if self.slot is None else self.slot)
         return y_BLD

@@ -1,8 +1,5 @@
 """The long convolution on a GPU: Triton kernels around complex FFTs, one custom operator to autograd and torch.compile."""
 
-# To a type checker Triton's decorated functions never return, and take no launch options.
-# pyright: reportGeneralTypeIssues=false, reportCallIssue=false, reportArgumentType=false
-
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from longseq.ops.fft_conv.chunked import fast_length
-from longseq.ops.fft_conv.triton_choices import cdiv, choose, group_width, short_factors, short_warps
+from longseq.ops.fft_conv.triton_choices import SHORT, cdiv, choose, group_width, short_factors, short_warps
 from longseq.ops.fft_conv.triton_kernels import (
     multiply_spectra,
     twist_in,
@@ -20,8 +17,9 @@ from longseq.ops.fft_conv.triton_kernels import (
     untwist_out,
     untwist_taps,
 )
-from longseq.ops.fft_conv.triton_short import convolve_short, correlate_short, make_tables
+from longseq.ops.fft_conv.triton_short import convolve_short, correlate_short, make_tables, transform_taps
 from longseq.ops.tracing import runs_eagerly
+from longseq.ops.triton_launch import Launch, compile_ahead, on_device, prepare
 
 
 def fft_conv_triton(
@@ -63,21 +61,38 @@ def self_check() -> float:
     from longseq.ops.fft_conv.chunked import fft_conv_chunked
 
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    # Both ways of transforming: by cuFFT and by one program.
-    return max(_check_length(fft_conv_chunked, length, device) for length in (64, 256))
+    # Both ways of transforming: by cuFFT, and by one program in its largest form.
+    cases = [_check_case(length, device) for length in (64, SHORT["last"])]
+    compile_ahead(lambda: [_run_both(*case) for case in cases])
+    errors = [_check_error(fft_conv_chunked, *case) for case in cases]
+    # NaN is no maximum to Python.
+    return max(errors, key=lambda error: float("inf") if error != error else error)
 
 
-def _check_length(exact: Callable[..., Tensor], length: int, device: torch.device) -> float:
+def _check_case(length: int, device: torch.device) -> tuple[list[Tensor], Tensor]:
+    """Inputs, and the output's cotangent."""
     generator = torch.Generator().manual_seed(0)
     row = (2, length, 16)
-    given = [torch.randn(shape, generator=generator) for shape in (row, (16, length), (16,), row, row)]
-    given = [x if x.dim() < 3 else x.bfloat16() for x in given]
-    dy, results = torch.randn(row, generator=generator).bfloat16().to(device), []
+    given = [torch.randn(shape, generator=generator).to(device) for shape in (row, (16, length), (16,), row, row, row)]
+    *given, dy = [x if x.dim() < 3 else x.bfloat16() for x in given]
+    return given, dy
+
+
+def _check_error(exact: Callable[..., Tensor], given: list[Tensor], dy: Tensor) -> float:
+    results = []
     for run in (fft_conv_triton, exact):
-        leaves = [x.to(device, torch.float32 if run is exact else x.dtype).requires_grad_() for x in given]
-        y = run(*leaves, None)
+        leaves = [x.detach().to(torch.float32 if run is exact else x.dtype).requires_grad_() for x in given]
+        inputs: tuple[Any, ...] = (*leaves, None)
+        y = run(*inputs)
         results.append([y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))])
-    return max(float((a - b).norm() / b.norm().clamp(min=1e-6)) for a, b in zip(*results, strict=True))
+    errors = [float((a - b).norm() / b.norm().clamp(min=1e-6)) for a, b in zip(*results, strict=True)]
+    return max(errors, key=lambda error: float("inf") if error != error else error)
+
+
+def _run_both(given: list[Tensor], dy_BLD: Tensor) -> None:
+    """The launches of forward and backward, in this thread."""
+    arguments: tuple[Any, ...] = (*given, None)
+    _run_backward(dy_BLD, _run_forward(*arguments, save=True)[1], *arguments, need_input=True, need_kernel=True)
 
 
 class _Plan:
@@ -91,20 +106,21 @@ class _Plan:
         self.forgotten = given - self.past
         needed = max(2, self.past + self.length, self.taps)
         self.device, self.history, self.dtype = u_BLD.device, history_BMD, u_BLD.dtype
-        self.tile, self.short = choose(u_BLD.device), short_factors(needed, u_BLD.dtype, u_BLD.device)
+        # The sides of a program's matrix, or None if cuFFT transforms.
+        self.short = short_factors(needed, u_BLD.dtype, u_BLD.device)
+        self.tile = choose(u_BLD.device, self.short is not None)
         if self.short is None:
             self.n = fast_length(needed)
             self.group = group_width(self.batch, self.width, self.n)
         else:
             self.n, self.group = self.short[0] * self.short[1], self.width
-            self.tables = self._tables(*self.short)
+            self.table = self._tables(*self.short)
 
-    def _tables(self, n1: int, n2: int) -> tuple[Tensor, Tensor]:
-        """DFT matrices, and twiddles and twist, for transforms of one program."""
-        dft = torch.empty(2 * (n1 * n1 + n2 * n2), dtype=torch.float16, device=self.device)
-        phase = torch.empty(4 * self.n, dtype=torch.float32, device=self.device)
-        make_tables[(1,)](dft, phase, n1, n2, num_warps=8)
-        return dft, phase
+    def _tables(self, n1: int, n2: int) -> Tensor:
+        """DFT matrices, and twiddles, for transforms of one program."""
+        table = torch.empty(2 * (n1 * n1 + n1 * n2 + n2 * n2), dtype=torch.float16, device=self.device)
+        prepare(make_tables, (n1 // 16,), (), (n1, n2, 16))(table)
+        return table
 
     def groups(self) -> Iterator[tuple[int, int]]:
         for first in range(0, self.width, self.group):
@@ -126,13 +142,12 @@ class _Plan:
         plain = self.short is not None
         z = torch.empty(last - first, self.batch, self.n, dtype=self.dtype if plain else torch.complex64, device=self.device)
         history = None if reverse else self.history
-        twist_in[self.grid(self.n, last - first)](
+        numbers = (self.length, self.width, self.past, self.forgotten, self.n, first, last)
+        has = (gate_BLD is not None, history is not None and self.past > 0)
+        constants = (*has, reverse, plain, self.tile.places, self.tile.channels)
+        prepare(twist_in, self.grid(self.n, last - first), numbers, constants, self.tile.warps)(
             x_BLD, x_BLD if gate_BLD is None else gate_BLD, x_BLD if history is None else history,
             z if plain else torch.view_as_real(z),
-            self.length, self.width, self.past, self.forgotten, self.n, first, last,
-            gate_BLD is not None, history is not None and self.past > 0, reverse, plain,
-            self.tile.places, self.tile.channels,
-            num_warps=self.tile.warps,
         )  # fmt: skip
         return z if plain else torch.fft.fft(z)
 
@@ -141,36 +156,42 @@ class _Plan:
         if self.short is None:
             return _signal(z.mul_(kernel.unsqueeze(1)))
         y = torch.empty_like(z)
-        convolve_short[(z.shape[0] * self.batch,)](
-            z, torch.view_as_real(kernel), *self.tables, y, self.batch, *self.short, num_warps=short_warps(self.n)
-        )
+        self._short(convolve_short, z.shape[0] * self.batch, self.batch)(z, kernel, self.table, y)
         return y
 
-    def products(self, g: Tensor, x: Tensor | None, kernel: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What the gradient of the input is made of, as `untwist_gradients` reads it, and the spectrum of that of the taps.
+    def _short(self, kernel: Any, programs: int, *numbers: int) -> Launch:
+        assert self.short is not None
+        return prepare(kernel, (programs,), numbers, self.short, short_warps(self.n))
 
-        Either is left out where its other factor is None.
-        """
+    def gradient_of_taps(self, g: Tensor, x: Tensor, dk: Tensor) -> None:
+        """From signals that one program transforms."""
+        self._short(correlate_short, g.shape[0], self.batch, self.taps, dk.stride(0))(g, x, self.table, dk)
+
+    def products(self, g: Tensor, x: Tensor | None, kernel: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """From spectra, those of the gradients of the input (in place of g) and of the taps, where their other factor is."""
         dkernel = None if x is None else torch.empty(g.shape[0], self.n, dtype=torch.complex64, device=self.device)
-        if self.short is not None:
-            if x is not None and dkernel is not None:
-                correlate_short[(g.shape[0],)](
-                    g, x, *self.tables, torch.view_as_real(dkernel), self.batch, *self.short, num_warps=short_warps(self.n)
-                )
-            return g if kernel is None else self.convolve(g, kernel), dkernel
         real = torch.view_as_real(g)
-        multiply_spectra[(cdiv(self.n, self.tile.block), g.shape[0])](
-            real, *(real if t is None else torch.view_as_real(t) for t in (x, kernel, dkernel)),
-            self.batch, self.n, x is not None, kernel is not None, self.tile.block,
-        )  # fmt: skip
-        return real if kernel is None else _signal(g), dkernel
+        constants = (x is not None, kernel is not None, self.tile.block)
+        prepare(multiply_spectra, (cdiv(self.n, self.tile.block), g.shape[0]), (self.batch, self.n), constants)(
+            real, *(real if t is None else torch.view_as_real(t) for t in (x, kernel, dkernel))
+        )
+        return g, dkernel
 
     def kernel_spectrum(self, k_DK: Tensor, first: int, last: int) -> Tensor:
+        if self.short is not None:
+            spectrum = torch.empty(last - first, 2 * self.n, dtype=torch.float32, device=self.device)
+            self._short(transform_taps, last - first, self.taps, k_DK.stride(0))(k_DK, spectrum, self.table)
+            return spectrum
         z = torch.empty(last - first, self.n, dtype=torch.complex64, device=self.device)
-        twist_taps[(cdiv(self.n, self.tile.block), last - first)](
-            k_DK, torch.view_as_real(z), self.taps, k_DK.stride(0), self.n, first, self.tile.block
-        )
+        numbers = (self.taps, k_DK.stride(0), self.n, first)
+        launch = prepare(twist_taps, (cdiv(self.n, self.tile.block), last - first), numbers, (self.tile.block,))
+        launch(k_DK, torch.view_as_real(z))
         return torch.fft.fft(z)
+
+    def untwist_taps(self, dkernel: Tensor, dk: Tensor, first: int) -> None:
+        grid, start = self.from_the_end(self.taps, self.tile.block, 1)
+        numbers = (self.taps, dk.stride(0), self.n, first, start)
+        prepare(untwist_taps, (grid[0], dkernel.shape[0]), numbers, (self.tile.block,))(_signal(dkernel), dk)
 
 
 def _signal(z: Tensor) -> Tensor:
@@ -193,16 +214,17 @@ def _run_forward(
 ) -> tuple[Tensor, Tensor]:
     """y, and what the post gate multiplies if it is to be saved."""
     u, k, bias, pre, post, history = _whole(u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
-    plan = _Plan(u, k, history)
     y_BLD, plain_BLD = _empty(u, save)
-    for first, last in plan.groups():
-        z = plan.convolve(plan.spectrum(u, pre, first, last, False), plan.kernel_spectrum(k, first, last))
-        untwist_out[plan.grid(plan.length, last - first)](
-            z, u, u if pre is None else pre, u if post is None else post, u if bias is None else bias,
-            y_BLD, plain_BLD, plan.length, plan.width, plan.past, plan.n, first, last,
-            pre is not None, post is not None, bias is not None, save, plan.short is not None,
-            plan.tile.places, plan.tile.channels, num_warps=plan.tile.warps,
-        )  # fmt: skip
+    with on_device(u):
+        plan = _Plan(u, k, history)
+        has = (pre is not None, post is not None, bias is not None, save, plan.short is not None)
+        for first, last in plan.groups():
+            z = plan.convolve(plan.spectrum(u, pre, first, last, False), plan.kernel_spectrum(k, first, last))
+            numbers = (plan.length, plan.width, plan.past, plan.n, first, last)
+            constants = (*has, plan.tile.places, plan.tile.channels)
+            prepare(untwist_out, plan.grid(plan.length, last - first), numbers, constants, plan.tile.warps)(
+                z, u, u if pre is None else pre, u if post is None else post, u if bias is None else bias, y_BLD, plain_BLD
+            )
     return y_BLD, plain_BLD
 
 
@@ -241,47 +263,76 @@ def _run_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of u, k, bias, pre gate, post gate and history; those that do not exist are empty."""
     dy, u, k, bias, pre, post, history = _whole(dy_BLD, u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
-    plan = _Plan(u, k, history)
-    save = plain_BLD.numel() > 0
-    du, dk, _, dpre, dpost, dhistory = _gradients(u, k, bias, pre, post if save else None, history)
-    grid, start = plan.from_the_end(plan.past + plan.length, plan.tile.places, plan.width)
-    part = torch.empty(plan.batch * grid[0] if bias is not None else 0, plan.width, dtype=torch.float32, device=u.device)
-    for first, last in plan.groups():
-        g = plan.spectrum(dy, post, first, last, True)
-        kernel = plan.kernel_spectrum(k, first, last) if need_input else None
-        x = plan.spectrum(u, pre, first, last, False) if need_kernel else None
-        z, dkernel = plan.products(g, x, kernel)
-        del g, x, kernel
-        if dkernel is not None:
-            taps_grid, taps_start = plan.from_the_end(plan.taps, plan.tile.block, 1)
-            untwist_taps[(taps_grid[0], last - first)](
-                _signal(dkernel), dk, plan.taps, dk.stride(0), plan.n, first, taps_start, plan.tile.block
-            )
-            del dkernel
-        grid, start = plan.from_the_end(plan.past + plan.length, plan.tile.places, last - first)
-        untwist_gradients[grid](
-            z, dy, u, u if pre is None else pre,
-            u if post is None else post, u if bias is None else bias, plain_BLD, du, dpre, dpost, dhistory, part,
-            plan.length, plan.width, plan.past, plan.forgotten, plan.n, first, last, start,
-            pre is not None, post is not None, bias is not None, history is not None, need_input,
-            plan.short is not None, plan.tile.places, plan.tile.channels, SAVED=save, num_warps=plan.tile.warps,
-        )  # fmt: skip
-    dbias = part.sum(0).to(bias.dtype) if bias is not None else part.new_empty(0)
+    with on_device(u):
+        plan = _Plan(u, k, history)
+        save = plain_BLD.numel() > 0
+        du, dk, _, dpre, dpost, dhistory = _gradients(u, k, bias, pre, post if save else None, history, plan)
+        grid, start = plan.from_the_end(plan.past + plan.length, plan.tile.places, plan.width)
+        part = torch.empty(plan.batch * grid[0] if bias is not None else 0, plan.width, dtype=torch.float32, device=u.device)
+        has = (pre is not None, post is not None, bias is not None, history is not None, need_input)
+        constants = (*has, plan.short is not None, plan.tile.places, plan.tile.channels, save)
+        for first, last in plan.groups():
+            z = _products(plan, dy, u, k, pre, post, dk, first, last, need_input, need_kernel)
+            grid, start = plan.from_the_end(plan.past + plan.length, plan.tile.places, last - first)
+            numbers = (plan.length, plan.width, plan.past, plan.forgotten, plan.n, first, last, start)
+            prepare(untwist_gradients, grid, numbers, constants, plan.tile.warps)(
+                z, dy, u, u if pre is None else pre, u if post is None else post, u if bias is None else bias,
+                plain_BLD, du, dpre, dpost, dhistory, part,
+            )  # fmt: skip
+        dbias = part.sum(0).to(bias.dtype) if bias is not None else part.new_empty(0)
     return du, dk, dbias, dpre, dpost, dhistory
+
+
+def _products(
+    plan: _Plan,
+    dy: Tensor,
+    u: Tensor,
+    k: Tensor,
+    pre: Tensor | None,
+    post: Tensor | None,
+    dk: Tensor,
+    first: int,
+    last: int,
+    need_input: bool,
+    need_kernel: bool,
+) -> Tensor:
+    """What the gradient of the input is made of, as `untwist_gradients` reads it; writes dk."""
+    g = plan.spectrum(dy, post, first, last, True)
+    x = plan.spectrum(u, pre, first, last, False) if need_kernel else None
+    kernel = plan.kernel_spectrum(k, first, last) if need_input else None
+    if plan.short is not None:
+        if x is not None:
+            plan.gradient_of_taps(g, x, dk)
+        return g if kernel is None else plan.convolve(g, kernel)
+    g, dkernel = plan.products(g, x, kernel)
+    del x, kernel
+    if dkernel is not None:
+        plan.untwist_taps(dkernel, dk, first)
+        del dkernel
+    return _signal(g) if need_input else torch.view_as_real(g)
 
 
 _backward = torch.library.custom_op("longseq::fft_conv_gpu_backward", mutates_args=())(_run_backward)
 
 
 def _gradients(
-    u: Tensor, k: Tensor, bias: Tensor | None, pre: Tensor | None, post: Tensor | None, history: Tensor | None
+    u: Tensor,
+    k: Tensor,
+    bias: Tensor | None,
+    pre: Tensor | None,
+    post: Tensor | None,
+    history: Tensor | None,
+    plan: _Plan | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Room for them. Taps and history too far off to reach an output are never written, so these start as 0."""
 
     def like(x: Tensor | None, make: Any = torch.empty) -> Tensor:
         return make((0,) if x is None else x.shape, dtype=u.dtype if x is None else x.dtype, device=u.device)
 
-    return like(u), like(k, torch.zeros), like(bias), like(pre), like(post), like(history, torch.zeros)
+    # At a million positions zeros that are all written over would cost a third of a millisecond.
+    taps = torch.zeros if plan is not None and plan.taps < k.shape[1] else torch.empty
+    past = torch.zeros if plan is not None and plan.forgotten > 0 else torch.empty
+    return like(u), like(k, taps), like(bias), like(pre), like(post), like(history, past)
 
 
 @_backward.register_fake

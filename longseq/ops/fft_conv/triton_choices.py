@@ -24,6 +24,8 @@ class Choice(NamedTuple):
 
 _SAFE = Choice(64, 32, 4, 1024)
 _HOPPER = Choice(32, 32, 4, 1024)
+# Around transforms of one program signals are real and bf16: tiles of as many bytes hold more of them.
+_SHORT_TILE = Choice(64, 64, 8, 1024)
 # By (major) compute capability: measured on 9; 10 has as much room on the chip. Anything else gets what fits everywhere.
 BY_FAMILY = {9: _HOPPER, 10: _HOPPER}
 # Complex numbers of one spectrum of a group of channels: half a gigabyte if that is all of them, else half of that. Twice as
@@ -36,9 +38,9 @@ def _family(device: torch.device) -> int:
     return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
 
 
-def choose(device: torch.device) -> Choice:
-    """The choice for a device."""
-    return BY_FAMILY.get(_family(device), _SAFE)
+def choose(device: torch.device, short: bool) -> Choice:
+    """The choice for a device, around transforms of one program or cuFFT's."""
+    return _SHORT_TILE if short else BY_FAMILY.get(_family(device), _SAFE)
 
 
 def group_width(batch: int, width: int, n: int) -> int:
@@ -46,9 +48,9 @@ def group_width(batch: int, width: int, n: int) -> int:
     return width if batch * width * n <= _ONE_GROUP else max(1, _GROUP // (batch * n))
 
 
-# Lengths that one program transforms, and positions to a warp: bf16 only, since its products have 11 bits. Less than half of
-# the first is left to cuFFT.
-SHORT = {"first": 256, "last": 4096, "per_warp": 512}
+# Lengths that one program transforms, positions to a warp, and how many warps at most (rows of 64 are a group of four's): bf16
+# only, since products have 11 bits. Less than half of the first is left to cuFFT.
+SHORT = {"first": 256, "last": 4096, "per_warp": 512, "warps": 4}
 # Families with room for it; on compute capability 8 the compiler runs out of registers.
 SHORT_FAMILIES = {9, 10}
 
@@ -64,7 +66,7 @@ def short_factors(needed: int, dtype: torch.dtype, device: torch.device) -> tupl
 
 
 def short_warps(n: int) -> int:
-    return max(1, n // SHORT["per_warp"])
+    return max(1, min(SHORT["warps"], n // SHORT["per_warp"]))
 
 
 def power_of_two(n: int) -> int:

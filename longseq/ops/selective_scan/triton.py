@@ -16,8 +16,20 @@ from torch import Tensor
 from longseq.ops.chunks import segment_starts
 from longseq.ops.selective_scan.chunked import selective_scan_chunked
 from longseq.ops.selective_scan.triton_backward import scan_backward
-from longseq.ops.selective_scan.triton_choices import KEEP, LONGEST, MAX_STATES, Choice, choose, padded_states
+from longseq.ops.selective_scan.triton_choices import (
+    KEEP,
+    LONGEST,
+    MAX_STATES,
+    UNROLL,
+    WALK_PROGRAMS,
+    WALK_WARPS,
+    WALKED_STATES,
+    Choice,
+    choose,
+    padded_states,
+)
 from longseq.ops.selective_scan.triton_kernels import combine_stretches, scan_forward
+from longseq.ops.selective_scan.triton_steps import scan_steps, walk_states
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -63,8 +75,9 @@ def selective_scan_triton(
 ) -> tuple[Tensor, Tensor]:
     """Selective scan on a GPU; arguments as in `longseq.ops.selective_scan.selective_scan`.
 
-    Cost: with 4 states to a thread, 8 bytes of memory traffic, N + 4 special-function operations and about 5 N other
-    instructions for each element of x in the forward pass; N / 8 numbers of x's size more when a backward pass will follow.
+    Cost: 8 bytes of memory traffic in 16 bits, N + 3 special-function operations and about 8 N other instructions for each
+    element of x in the forward pass, N + 1 and 6 N more where time is cut; N / 8 numbers of x's size are kept when a backward
+    pass will follow.
     """
     values = (x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, initial_state_BDN)
     save = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in values)
@@ -109,11 +122,24 @@ def _rows_of(v: Tensor) -> Tensor:
     return v if fits else v.contiguous()
 
 
+def _pad(length: int) -> int:
+    """Steps after the last one in B, C and resets: whole tiles, and at least one that is read ahead."""
+    return LONGEST - length % LONGEST
+
+
 def _map(v_BLN: Tensor, mask_BL: Tensor | None, reverse: bool) -> Tensor:
-    """B or C in float32, zero where masked, with whole tiles of steps after the last one in scan order."""
-    v = v_BLN.float() if mask_BL is None else v_BLN.float().masked_fill(~mask_BL.unsqueeze(-1), 0.0)
-    steps = -v.shape[1] % LONGEST
-    return F.pad(v, (0, padded_states(v.shape[2]) - v.shape[2], *((steps, 0) if reverse else (0, steps)))).contiguous()
+    """B or C in float32, zero where masked and in the steps after the last one in scan order."""
+    batch, length, states = v_BLN.shape
+    pad, padded = _pad(length), padded_states(states)
+    values = v_BLN if mask_BL is None else v_BLN.masked_fill(~mask_BL.unsqueeze(-1), 0.0)
+    # Converted, padded and made contiguous in one pass.
+    out = torch.empty(batch, length + pad, padded, dtype=torch.float32, device=v_BLN.device)
+    inside, outside = (out[:, pad:], out[:, :pad]) if reverse else (out[:, :length], out[:, length:])
+    inside[..., :states].copy_(values)
+    outside.zero_()
+    if states < padded:
+        inside[..., states:].zero_()
+    return out
 
 
 def _resets(segment_ids_BL: Tensor, mask_BL: Tensor | None, reverse: bool) -> Tensor:
@@ -124,8 +150,13 @@ def _resets(segment_ids_BL: Tensor, mask_BL: Tensor | None, reverse: bool) -> Te
         starts = segment_starts(segment_ids_BL, mask_BL)
     if mask_BL is not None:
         starts = starts & mask_BL
-    steps = -starts.shape[1] % LONGEST
+    steps = _pad(starts.shape[1])
     return F.pad(starts.float() * _RESET, (steps, 0) if reverse else (0, steps)).contiguous()
+
+
+def _strides(v: Tensor) -> list[int]:
+    """Rows from one of the batch to the next, and elements from one step to the next."""
+    return [v.stride(0) // max(v.stride(1), 1), v.stride(1)]
 
 
 def _pad_states(v_BDN: Tensor, n_padded: int) -> Tensor:
@@ -156,8 +187,7 @@ class _Launch:
         self.padded = padded_states(self.n_states)
         self.choice = choice
         self.x, self.dt, self.z = _rows_of(x), _rows_of(dt), None if z is None else _rows_of(z)
-        # The kernels multiply A with float32 and take it as it is.
-        self.A = A.float().contiguous()
+        self.A = _pad_states(A, self.padded)
         self.maps = _map(B, mask, reverse), _map(C, mask, reverse)
         self.mask = None if mask is None else mask.contiguous().view(torch.uint8)
         self.resets = None if segments is None else _resets(segments, mask, reverse)
@@ -166,13 +196,15 @@ class _Launch:
         self.n_kept = -(-self.length // KEEP)
         self.block = choice.block_width(self.padded)
         self.stretches = choice.stretches(self.batch, self.length, self.width, self.padded)
-        self.stretch = -(-self.length // (LONGEST * self.stretches)) * LONGEST
+        self.parts = self._parts()
+        self.stretch = -(-self.length // (LONGEST * self.stretches * self.parts)) * LONGEST * self.parts
         self.stretches = -(-self.length // self.stretch)
         self.grid = (-(-self.width // self.block), self.stretches, self.batch)
         rows = self.maps[0].shape[1]
-        self.sizes = [self.length, self.width, self.n_states, self.stretch, self.n_kept, rows, rows - 1 if reverse else 0]
+        self.map_sizes = [rows, rows - 1 if reverse else 0]
+        self.sizes = [self.length, self.width, self.padded, self.stretch, self.n_kept, *self.map_sizes]
         for v in (self.x, self.dt, self.x if self.z is None else self.z):
-            self.sizes += [v.stride(0) // max(v.stride(1), 1), v.stride(1)]
+            self.sizes += _strides(v)
         self.flags: dict[str, Any] = {
             "SIGN": -1 if reverse else 1,
             "KEEP": KEEP,
@@ -202,14 +234,50 @@ class _Launch:
         """One state for each stretch."""
         return self.A.new_empty(self.batch, self.stretches, self.width, self.padded)
 
-    def combine(self, start: Tensor, made: Tensor, totals: Tensor, backward: bool) -> tuple[Tensor, Tensor]:
-        """The state that enters each stretch, and the one after the last."""
-        entering, final = torch.empty_like(made), torch.empty_like(start)
-        size = self.width * self.padded
+    def _parts(self) -> int:
+        """Into how many parts the first pass, which holds more channels in a program, cuts a stretch."""
+        if self.stretches == 1 or self.padded > WALKED_STATES:
+            return 1
+        programs = self.batch * self.stretches * -(-self.width // (32 * WALK_WARPS))
+        longest = self.length // (LONGEST * self.stretches)
+        return max(1, min(WALK_PROGRAMS // programs, longest))
+
+    def step_flags(self, v: Tensor) -> dict[str, Any]:
+        """Constants of the kernels that walk step by step; `v` is what they read besides the step sizes and the gate."""
+        names = ("SOFTPLUS", "SIGN", "KEEP", "HAS_GATE", "HAS_BIAS", "HAS_MASK", "HAS_RESET", "N")
+        strides = zip(("X_ROW", "DT_ROW", "Z_ROW"), (v, self.dt, v if self.z is None else self.z), strict=True)
+        flags = {name: self.flags[name] for name in names} | {name: tensor.stride(1) for name, tensor in strides}
+        return {**flags, "D": self.width, "UNROLL": UNROLL}
+
+    def enter(self, start: Tensor, v: Tensor, backward: bool) -> Tensor:
+        """The state that enters each stretch, or backward its gradient, from the one that enters the first: a pass over v and
+        B, or the gradient of the outputs and C."""
+        part = self.stretch // self.parts
+        count = -(-self.length // part)
+        made, totals = (self.A.new_empty(self.batch, count, self.width, self.padded) for _ in range(2))
+        # Without a gate of its own v is read in its place, and not used.
+        bias, mask, resets, z = (v if t is None else t for t in (self.bias, self.mask, self.resets, self.z))
+        tensors = (v, self.dt, z, self.A, self.maps[1 if backward else 0], bias, mask, resets, made, totals)
+        sizes = [self.length, part, count, *self.map_sizes, *(_strides(t)[0] for t in (v, self.dt, z))]
+        flags = self.step_flags(v) | {"HAS_GATE": backward and self.z is not None, "BACKWARD": backward}
+        grid = (-(-self.width // (32 * WALK_WARPS)), count - 1, self.batch)
+        walk_states[grid](*tensors, *sizes, **flags, BLOCK_D=32 * WALK_WARPS, num_warps=WALK_WARPS)  # type: ignore[index]
+        entering = self.combine(start, made, totals, backward)
+        if self.parts == 1:
+            return entering
+        if not backward:
+            return entering[:, :: self.parts].contiguous()
+        # A stretch is entered at its last part, the last one perhaps before it is whole.
+        whole = entering[:, self.parts - 1 :: self.parts]
+        return torch.cat([whole, entering[:, -1:]], dim=1) if count % self.parts else whole.contiguous()
+
+    def combine(self, start: Tensor, made: Tensor, totals: Tensor, backward: bool) -> Tensor:
+        """The state that enters each stretch."""
+        entering, size = torch.empty_like(made), self.width * self.padded
         grid = (-(-size // _COMBINE_BLOCK), self.batch)
-        tensors = (start, made, totals, entering, final)
-        combine_stretches[grid](*tensors, self.stretches, size, BLOCK=_COMBINE_BLOCK, BACKWARD=backward, num_warps=4)  # type: ignore[index]
-        return entering, final
+        tensors = (start, made, totals, entering)
+        combine_stretches[grid](*tensors, made.shape[1], size, BLOCK=_COMBINE_BLOCK, BACKWARD=backward, num_warps=4)  # type: ignore[index]
+        return entering
 
     def without_padding(self, v_BDN: Tensor) -> Tensor:
         """States without the columns that were added."""
@@ -242,15 +310,26 @@ def _scan(
         kept = run.A.new_empty(shape, dtype=_kept_dtype(x_BLD.dtype))
         h0 = run.A.new_zeros(run.batch, run.width, run.padded) if h0_BDN is None else _pad_states(h0_BDN, run.padded)
         last, start = run.new_states(), h0
-        if run.stretches > 1:
+        if run.stretches > 1 and run.padded <= WALKED_STATES:
+            start = run.enter(h0, run.x, backward=False)
+        elif run.stretches > 1:
             totals, zeros = run.new_states(), run.new_states().zero_()
             buffers = (zeros, y_BLD, last, totals, kept)
             scan_forward[run.grid](*run.inputs(), *buffers, *run.sizes, **run.flags, SAVE=False, OUTPUTS=False, TOTALS=True)  # type: ignore[index]
-            start, final = run.combine(h0, last, totals, backward=False)
-        buffers = (start, y_BLD, last, last, kept)
-        scan_forward[run.grid](*run.inputs(), *buffers, *run.sizes, **run.flags, SAVE=save, OUTPUTS=True, TOTALS=False)  # type: ignore[index]
-        final = last[:, 0] if run.stretches == 1 else final
-        return y_BLD, run.without_padding(final), kept
+            start = run.combine(h0, last, totals, backward=False)
+        if run.choice.holds(run.padded):
+            buffers = (start, y_BLD, last, kept)
+            sizes = [run.length, run.stretch, run.n_kept, *run.map_sizes]
+            sizes += [_strides(v)[0] for v in (run.x, run.dt, run.x if run.z is None else run.z)]
+            flags = run.step_flags(run.x) | {"HAS_SKIP": D_D is not None, "BLOCK_D": run.block, "SAVE": save}
+            flags |= {"KEEP_WIDTH": min(run.padded, 16 // kept.element_size()), "num_warps": run.choice.warps}
+            if run.choice.registers:
+                flags["maxnreg"] = run.choice.registers
+            scan_steps[run.grid](*run.inputs(), *buffers, *sizes, **flags)  # type: ignore[index]
+        else:
+            buffers = (start, y_BLD, last, last, kept)
+            scan_forward[run.grid](*run.inputs(), *buffers, *run.sizes, **run.flags, SAVE=save, OUTPUTS=True, TOTALS=False)  # type: ignore[index]
+        return y_BLD, run.without_padding(last[:, -1].contiguous()), kept
 
 
 @_scan.register_fake
@@ -295,23 +374,25 @@ def _scan_backward(
             **run.flags,
             "WARPS": choice.warps,
             "STAGES": choice.stages,
-            "DOT": choice.dot and x_BLD.dtype == torch.bfloat16,
+            # A product adds at least 16 channels.
+            "DOT": choice.dot and x_BLD.dtype == torch.bfloat16 and run.block >= 16,
         }
         # The interpreter multiplies no 16-bit matrices.
         flags["DOT_TYPE"] = tl.float32 if _INTERPRETED else tl.bfloat16
-        if run.stretches > 1:
+        entering = dlast
+        if run.stretches > 1 and run.padded <= WALKED_STATES:
+            entering = run.enter(dlast, dy, backward=True)
+        elif run.stretches > 1:
             zeros = run.new_states().zero_()
             scan_backward[run.grid](dy, zeros, *run.inputs(), *outputs, *run.sizes, **flags, GRADS=False, TOTALS=True)  # type: ignore[index]
-            entering, dh0 = run.combine(dlast, dstart, totals, backward=True)
-        else:
-            entering, dh0 = dlast, dstart[:, 0]
+            entering = run.combine(dlast, dstart, totals, backward=True)
         scan_backward[run.grid](dy, entering, *run.inputs(), *outputs, *run.sizes, **flags, GRADS=True, TOTALS=False)  # type: ignore[index]
         n = run.n_states
         dA = dA.sum((0, 1))[:, :n].contiguous()
         dB, dC = (v.sum(0)[..., :n].contiguous() for v in (dB, dC))
         dD = x_BLD.new_empty(0) if D_D is None else dskip.sum((0, 1))
         dbias = x_BLD.new_empty(0) if dt_bias_D is None else dbias.sum((0, 1))
-        return dx, ddt, dA, dB, dC, dD, dz, dbias, run.without_padding(dh0)
+        return dx, ddt, dA, dB, dC, dD, dz, dbias, run.without_padding(dstart[:, 0].contiguous())
 
 
 @_scan_backward.register_fake

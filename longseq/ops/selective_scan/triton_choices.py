@@ -14,7 +14,8 @@ class Choice(NamedTuple):
     """How one kernel is run.
 
     Attributes:
-        values: states a thread holds; with 32 * warps threads this sets the tile of channels.
+        values: states a thread holds; with 32 * warps threads this sets the tile of channels. Where a thread holds all of a
+            channel's, time is walked step by step (`triton_steps.py`), else in tiles of steps.
         warps: warps of a program.
         steps: time steps of a tile: in forward KEEP or twice as many, in backward a divisor of KEEP.
         programs: the sequence is cut into stretches until there are this many programs; 0 never cuts it.
@@ -33,9 +34,13 @@ class Choice(NamedTuple):
     touch: bool = True
     stages: int = 1
 
+    def holds(self, n_states: int) -> bool:
+        """Whether a thread holds all states of a channel, for a number of states that is a power of two."""
+        return self.values >= n_states
+
     def block_width(self, n_states: int) -> int:
-        """Channels of a program, for a number of states that is a power of two."""
-        return max(self.warps, self.values * 32 * self.warps // n_states)
+        """Channels of a program."""
+        return max(self.warps, min(self.values, n_states) * 32 * self.warps // n_states)
 
     def stretches(self, batch: int, length: int, width: int, n_states: int) -> int:
         """Into how many stretches of time the sequence is cut."""
@@ -46,18 +51,24 @@ class Choice(NamedTuple):
         return max(1, min(-(-self.programs // tiles), length // (16 * LONGEST)))
 
 
-# What is known to work anywhere.
-_SAFE = (Choice(4, 4, 8, 512), Choice(4, 4, 8, 512))
-# By (major) compute capability: forward, backward. Measured on an H200 on 2026-11-22 before tiles were touched ahead, when 8
-# values were the fastest where batch and channels fill the GPU, and 2 where time is cut into stretches.
+# The kernel that walks step by step holds at most this many states in a thread, and unrolls this many steps.
+WALKED_STATES, UNROLL = 16, 2
+# How many programs the first pass over stretches of time is cut into.
+WALK_WARPS, WALK_PROGRAMS = 4, 512
+
+# What works anywhere: forward, forward for many states, backward.
+_SAFE = (Choice(16, 4, 8, 190), Choice(4, 4, 8, 512), Choice(4, 4, 8, 512))
+# By (major) compute capability. Backward and the tiles of many states were measured on an H200 on 2026-11-22; the first choice
+# follows from a model of the machine code (README.md).
 _BY_FAMILY = {
     8: _SAFE,
-    9: (Choice(8, 4, 16, 256), Choice(4, 4, 8, 512, dot=True)),
+    9: (Choice(16, 4, 8, 190), Choice(8, 4, 16, 256), Choice(4, 4, 8, 512, dot=True)),
     10: _SAFE,
     12: _SAFE,
 }
-# The forward choice where the other one would cut time into stretches.
-_LONG = {9: Choice(2, 4, 16, 1024)}
+# Forward where batch and channels give a scheduler less than about one warp: time is cut into as many stretches as all
+# schedulers hold warps.
+_LONG = Choice(16, 4, 8, 528)
 
 
 def padded_states(n_states: int) -> int:
@@ -67,7 +78,8 @@ def padded_states(n_states: int) -> int:
 
 def choose(capability: int, batch: int, length: int, width: int, n_states: int) -> tuple[Choice, Choice]:
     """Forward and backward choice for a major compute capability; anything unknown gets what works everywhere."""
-    forward, backward = _BY_FAMILY.get(capability, _SAFE)
-    if capability in _LONG and forward.stretches(batch, length, width, padded_states(n_states)) > 1:
-        forward = _LONG[capability]
-    return forward, backward
+    steps, tiles, backward = _BY_FAMILY.get(capability, _SAFE)
+    padded = padded_states(n_states)
+    if padded > WALKED_STATES:
+        return tiles, backward
+    return (_LONG if steps.stretches(batch, length, width, padded) > 1 else steps), backward

@@ -51,12 +51,17 @@ def join_rows(rows, BLOCK_D: tl.constexpr, T: tl.constexpr, LOG_T: tl.constexpr)
 
 @triton.jit
 def softplus(v):
-    """max(v, 0) + log1p(exp(-|v|)), accurate for small results too: log1p(e) = 2 atanh(e / (2 + e))."""
+    """max(v, 0) + log1p(e), e = exp(-|v|), accurate for small results too: log1p(e) / e as a polynomial, minimax on (0, 1]."""
     e = tl.exp2(tl.abs(v) * -LOG2_E)
-    s = e / (2.0 + e)
-    q = s * s
-    series = 1.0 + q * (1.0 / 3.0 + q * (1.0 / 5.0 + q * (1.0 / 7.0 + q * (1.0 / 9.0 + q * (1.0 / 11.0 + q * (1.0 / 13.0))))))
-    return tl.maximum(v, 0.0) + 2.0 * s * series
+    p = 0.00536479335 * e - 0.0300656687
+    p = p * e + 0.0792043358
+    p = p * e - 0.137537852
+    p = p * e + 0.191536471
+    p = p * e - 0.248571619
+    p = p * e + 0.33321321
+    p = p * e - 0.499996483
+    p = p * e + 1.0
+    return tl.maximum(v, 0.0) + e * p
 
 
 @triton.jit
@@ -277,9 +282,12 @@ def scan_forward(
 
 @triton.jit(do_not_specialize=["n_stretches"])
 def combine_stretches(
-    start_ptr, made_ptr, total_ptr, entering_ptr, final_ptr, n_stretches, size, BLOCK: tl.constexpr, BACKWARD: tl.constexpr
+    start_ptr, made_ptr, total_ptr, entering_ptr, n_stretches, size, BLOCK: tl.constexpr, BACKWARD: tl.constexpr
 ):
-    """What enters each stretch: entering_{s+1} = 2^total_s entering_s + made_s, or the same from the last to the first."""
+    """What enters each stretch: entering_{s+1} = 2^total_s entering_s + made_s, or the same from the last to the first.
+
+    What the last one in that order makes is not read.
+    """
     row = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     ok = at < size
@@ -290,6 +298,6 @@ def combine_stretches(
             s = n_stretches - 1 - i
         place = (row * n_stretches + s) * size + at
         tl.store(entering_ptr + place, h, mask=ok)
-        decay = tl.exp2(tl.load(total_ptr + place, mask=ok, other=0.0))
-        h = decay * h + tl.load(made_ptr + place, mask=ok, other=0.0)
-    tl.store(final_ptr + row * size + at, h, mask=ok)
+        more = ok & (i + 1 < n_stretches)
+        decay = tl.exp2(tl.load(total_ptr + place, mask=more, other=0.0))
+        h = decay * h + tl.load(made_ptr + place, mask=more, other=0.0)

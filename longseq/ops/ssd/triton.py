@@ -311,12 +311,13 @@ def _ssd_backward(
         flags = {"SOFTPLUS": dt_softplus, "HAS_SKIP": D_H is not None, "HAS_BIAS": dt_bias_H is not None, **run.dots}
         grid = (run.n_chunks, run.batch, run.groups * splits)
         ssd_gradients[grid](*tensors, *sizes, **flags, num_warps=run.choice.grad_warps)  # type: ignore[index]
-        dA, dD, dbias = sums.sum((0, 1)).unbind(1)
+        # Copies: with one head the columns of a table are contiguous as they are, and outputs must not share memory.
+        dA, dD, dbias = (v.clone() for v in sums.sum((0, 1)).unbind(1))
         dB, dC = (v[0] if splits == 1 else v.sum(0) for v in (dB, dC))
-        dD = run.A.new_empty(0) if D_H is None else dD.contiguous()
-        dbias = run.A.new_empty(0) if dt_bias_H is None else dbias.contiguous()
+        dD = run.A.new_empty(0) if D_H is None else dD
+        dbias = run.A.new_empty(0) if dt_bias_H is None else dbias
         dh0 = dfirst.view(dlast.shape) if dh0 is None else dh0
-        return dx, ddt, dA.contiguous(), dB, dC, dD, dbias, dh0
+        return dx, ddt, dA, dB, dC, dD, dbias, dh0
 
 
 @_ssd_backward.register_fake

@@ -7,9 +7,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from longseq.ops.tracing import runs_eagerly
+from longseq.ops.triton_launch import compile_ahead, on_device
 from longseq.ops.window_attention.triton_call import Call, count_slots
 
-_LARGEST_WIDTH = 256
+# Numbers of a head; the operands of three TF32 products for one need twice the room.
+_LARGEST_WIDTH, _LARGEST_FP32_WIDTH = 256, 128
 
 
 def window_attention_triton(
@@ -57,8 +59,9 @@ def supports(q_BLHP: Tensor, *_: Any, dilation: int = 1, scale: float = 1.0, **_
         return f"window_attention has no kernel for {q_BLHP.dtype}"
     if dilation != 1:
         return f"window_attention has no kernel for dilation={dilation}"
-    if q_BLHP.shape[-1] > _LARGEST_WIDTH:
-        return f"window_attention has kernels for heads of up to {_LARGEST_WIDTH} numbers, found {q_BLHP.shape[-1]}"
+    largest = _LARGEST_FP32_WIDTH if q_BLHP.dtype == torch.float32 else _LARGEST_WIDTH
+    if q_BLHP.shape[-1] > largest:
+        return f"window_attention has kernels for heads of up to {largest} numbers in {q_BLHP.dtype}, found {q_BLHP.shape[-1]}"
     if scale <= 0:
         return f"window_attention has no kernel for scale={scale}"
     return None
@@ -80,13 +83,22 @@ def self_check() -> float:
     options: dict[str, Any] = {"window": 40, "causal": False, "dilation": 1, "scale": 0.125, "max_global": 1}
     options |= {"global_mask_BL": global_mask_BL, "mask_BL": None, "segment_ids_BL": None}
     dy, results = torch.randn(1, length, 2, 64, generator=generator).bfloat16().to(device), []
+    compile_ahead(lambda: _run_both([x.to(device) for x in given], global_mask_BL, dy))
     for run in (window_attention_triton, window_attention_chunked):
         kind = torch.bfloat16 if run is window_attention_triton else torch.float32
         leaves = [x.to(device, kind).requires_grad_() for x in given]
         y = run(*leaves[:3], **options, **dict(zip(names, leaves[3:], strict=True)))
         results.append([y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))])
     pairs = zip(*results, strict=True)
-    return max(float((found - expected).norm() / expected.norm().clamp(min=1e-6)) for found, expected in pairs)
+    errors = [float((found - expected).norm() / expected.norm().clamp(min=1e-6)) for found, expected in pairs]
+    # NaN is no maximum to Python.
+    return max(errors, key=lambda error: float("inf") if error != error else error)
+
+
+def _run_both(projections: list[Tensor], global_mask_BL: Tensor, dy: Tensor) -> None:
+    """The launches of forward and backward, in this thread."""
+    arguments: tuple[Any, ...] = (*projections, global_mask_BL, None, None, 40, False, 0.125, 1)
+    _run_backward(dy, *_run_forward(*arguments), *arguments)
 
 
 def _rows_whole(x: Tensor | None) -> Any:
@@ -112,15 +124,16 @@ def _run_forward(
     """y; base-2 log-sum-exps of the band (B, H, L); at the beginning of larger tensors those of the global rows (B, H, G), and
     the positions of the global tokens (B, G)."""
     call = Call(q_BLHP, k_BLHP, global_mask_BL, mask_BL, segment_ids_BL, window, causal, scale, max_global)
-    q, k, v = (_rows_whole(x) for x in (q_BLHP, k_BLHP, v_BLHP))
+    q, k, v = _rows_whole(q_BLHP), _rows_whole(k_BLHP), _rows_whole(v_BLHP)
     y_BLHP, lse_BHL, row_lse, slots = _empty(q_BLHP, global_mask_BL, max_global)
-    if not call.has_global:
-        call.band_forward(q, k, v, None, y_BLHP, lse_BHL)
-        return y_BLHP, lse_BHL, row_lse, slots
-    call.find_slots(slots)
-    call.band_forward(q, k, v, slots, y_BLHP, lse_BHL)
-    q, k, v = (_rows_whole(x) for x in (q_global_BLHP, k_global_BLHP, v_global_BLHP))
-    call.rows_forward(q, k, v, slots, y_BLHP, row_lse)
+    with on_device(q_BLHP):
+        if not call.has_global:
+            call.band_forward(q, k, v, None, y_BLHP, lse_BHL)
+            return y_BLHP, lse_BHL, row_lse, slots
+        call.find_slots(slots)
+        call.band_forward(q, k, v, slots, y_BLHP, lse_BHL)
+        q, k, v = _rows_whole(q_global_BLHP), _rows_whole(k_global_BLHP), _rows_whole(v_global_BLHP)
+        call.rows_forward(q, k, v, slots, y_BLHP, row_lse)
     return y_BLHP, lse_BHL, row_lse, slots
 
 
@@ -178,15 +191,16 @@ def _run_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the six projections; those of the global ones are empty without global tokens."""
     call = Call(q_BLHP, k_BLHP, global_mask_BL, mask_BL, segment_ids_BL, window, causal, scale, max_global)
-    q, k, v, dy = (_rows_whole(x) for x in (q_BLHP, k_BLHP, v_BLHP, dy_BLHP))
+    q, k, v, dy = _rows_whole(q_BLHP), _rows_whole(k_BLHP), _rows_whole(v_BLHP), _rows_whole(dy_BLHP)
     slot_BG = slots if call.has_global else None
-    dq, dk, dv, columns = call.band_backward(q, k, v, slot_BG, y_BLHP, lse_BHL, dy)
-    if slot_BG is None:
-        empty = (torch.empty(0, dtype=q.dtype, device=q.device) for _ in range(3))
-        return dq, dk, dv, *empty  # type: ignore[return-value]
-    q, k, v = (_rows_whole(x) for x in (q_global_BLHP, k_global_BLHP, v_global_BLHP))
-    row_dq, row_dk, row_dv, part = call.rows_backward(q, k, v, slot_BG, y_BLHP, row_lse, dy)
-    call.add_parts(columns, part, dk, dv, row_dq, slot_BG)
+    with on_device(q_BLHP):
+        dq, dk, dv, columns = call.band_backward(q, k, v, slot_BG, y_BLHP, lse_BHL, dy)
+        if slot_BG is None:
+            empty = (torch.empty(0, dtype=q.dtype, device=q.device) for _ in range(3))
+            return dq, dk, dv, *empty  # type: ignore[return-value]
+        q, k, v = _rows_whole(q_global_BLHP), _rows_whole(k_global_BLHP), _rows_whole(v_global_BLHP)
+        row_dq, row_dk, row_dv, part = call.rows_backward(q, k, v, slot_BG, y_BLHP, row_lse, dy)
+        call.add_parts(columns, part, dk, dv, row_dq, slot_BG)
     return dq, dk, dv, row_dq, row_dk, row_dv
 
 

@@ -239,7 +239,7 @@ def dq_blocks(
 
 @triton.jit(do_not_specialize=["length", "n_keys", "window", "n_slots", "n_blocks"])
 def band_backward_queries(
-    q_ptr, k_ptr, v_ptr, y_ptr, dy_ptr, dq_ptr, lse_ptr, delta_ptr, column_dk_ptr, column_dv_ptr,
+    q_ptr, k_ptr, v_ptr, y_ptr, dy_ptr, dq_ptr, lse_ptr, delta_ptr, column_ptr,
     real_ptr, segment_ptr, slot_ptr,
     scale, scale2, length, n_keys, window, n_slots, n_blocks, heads,
     q_sb, q_sl, q_sh, k_sb, k_sl, k_sh, v_sb, v_sl, v_sh, y_sb, y_sl, y_sh, dy_sb, dy_sl, dy_sh,
@@ -308,8 +308,9 @@ def band_backward_queries(
             # One part per block of queries, laid out (head of the batch, slot, block, P) and summed in a fixed order.
             slot_G = first_slot + tl.arange(0, SLOTS)
             part_G = ((row * heads + head) * n_slots + slot_G) * n_blocks + block
-            store_rows(column_dk_ptr, part_G, P, slot_G < n_slots, place_P, dk_GP, P)
-            store_rows(column_dv_ptr, part_G, P, slot_G < n_slots, place_P, dv_GP, P)
+            store_rows(column_ptr, part_G, P, slot_G < n_slots, place_P, dk_GP, P)
+            part_G += tl.num_programs(0).to(tl.int64) * n_slots
+            store_rows(column_ptr, part_G, P, slot_G < n_slots, place_P, dv_GP, P)
     store_rows(dq_ptr, index_Q, y_sl, inside_Q, place_P, dq_QP * scale, P)
 
 

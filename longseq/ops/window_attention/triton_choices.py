@@ -10,12 +10,13 @@ SLOTS = 16
 
 
 class Tile(NamedTuple):
-    """Queries and keys of a block, warps that share it, and key (or query) blocks in flight."""
+    """Queries and keys of a block, warps that share it, key (or query) blocks in flight, and at most so many registers."""
 
     queries: int
     keys: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
 # For heads of up to 64, 128 and 256 numbers, by kernel, for 16-bit inputs. The safe one fits in 64 KiB of shared memory.
@@ -24,12 +25,15 @@ _SAFE = {
     "queries": {64: Tile(32, 32, 4, 2), 128: Tile(32, 32, 4, 1), 256: Tile(16, 16, 4, 1)},
     "keys": {64: Tile(32, 32, 4, 2), 128: Tile(32, 32, 4, 1), 256: Tile(16, 16, 4, 1)},
     "rows": {64: Tile(SLOTS, 64, 4, 2), 128: Tile(SLOTS, 32, 4, 1), 256: Tile(SLOTS, 16, 4, 1)},
+    "rows_backward": {64: Tile(SLOTS, 64, 4, 1), 128: Tile(SLOTS, 32, 4, 1), 256: Tile(SLOTS, 16, 4, 1)},
 }
 _HOPPER = {
     "forward": {64: Tile(64, 64, 4, 3), 128: Tile(128, 64, 8, 3), 256: Tile(64, 32, 8, 2)},
     "queries": {64: Tile(64, 64, 4, 2), 128: Tile(64, 64, 8, 2), 256: Tile(32, 32, 8, 2)},
-    "keys": {64: Tile(32, 64, 4, 3), 128: Tile(64, 64, 8, 2), 256: Tile(32, 32, 8, 2)},
-    "rows": {64: Tile(SLOTS, 64, 2, 3), 128: Tile(SLOTS, 64, 4, 2), 256: Tile(SLOTS, 32, 4, 2)},
+    # 168 registers for the 172 that it would take: three programs fit for two, and nothing spills.
+    "keys": {64: Tile(32, 64, 4, 3, 168), 128: Tile(64, 64, 8, 2), 256: Tile(32, 32, 8, 2)},
+    "rows": {64: Tile(SLOTS, 64, 4, 3), 128: Tile(SLOTS, 64, 4, 2), 256: Tile(SLOTS, 32, 4, 2)},
+    "rows_backward": {64: Tile(SLOTS, 64, 4, 1), 128: Tile(SLOTS, 64, 8, 1), 256: Tile(SLOTS, 32, 8, 1)},
 }
 # By (major) compute capability: measured on 9; 10 has as much room on the chip. Anything else gets what fits everywhere.
 BY_FAMILY = {9: _HOPPER, 10: _HOPPER}

@@ -60,13 +60,17 @@ def row_sees(
 
 @triton.jit(do_not_specialize=["length", "n_slots", "n_parts", "part_length"])
 def rows_forward(
-    q_ptr, k_ptr, v_ptr, part_ptr, top_ptr, sum_ptr, real_ptr, segment_ptr, slot_ptr,
+    q_ptr, k_ptr, v_ptr, part_ptr, real_ptr, segment_ptr, slot_ptr,
     scale2, length, n_slots, n_parts, part_length, heads, q_sb, q_sl, q_sh, k_sb, k_sl, k_sh, v_sb, v_sl, v_sh,
     P: tl.constexpr, BLOCK_P: tl.constexpr, KEYS: tl.constexpr, SLOTS: tl.constexpr,
     CAUSAL: tl.constexpr, HAS_MASK: tl.constexpr, HAS_SEGMENTS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The global queries of one head over one part of the keys: an unfinished softmax for `rows_merge`."""
+    """The global queries of one head over one part of the keys: an unfinished softmax for `rows_merge`.
+
+    `part` holds the sums of values of all parts, then their maxima, then their sums of weights.
+    """
     pid = tl.program_id(0)
+    total = tl.num_programs(0).to(tl.int64) * n_slots
     part, row, head = pid % n_parts, (pid // n_parts // heads).to(tl.int64), pid // n_parts % heads
     q_ptr += row * q_sb + head * q_sh
     k_ptr += row * k_sb + head * k_sh
@@ -91,13 +95,13 @@ def rows_forward(
             acc_GP, top_G, sum_G = accumulate(acc_GP, top_G, sum_G, q_GP, k_KP, v_KP, seen_GK, scale2, True, PRECISION)
         index_G = ((row * heads + head) * n_slots + slot_G) * n_parts + part
         store_rows(part_ptr, index_G, P, slot_G < n_slots, place_P, acc_GP, P)
-        tl.store(top_ptr + index_G, top_G, mask=slot_G < n_slots)
-        tl.store(sum_ptr + index_G, sum_G, mask=slot_G < n_slots)
+        tl.store(part_ptr + total * P + index_G, top_G, mask=slot_G < n_slots)
+        tl.store(part_ptr + total * (P + 1) + index_G, sum_G, mask=slot_G < n_slots)
 
 
 @triton.jit(do_not_specialize=["n_slots", "n_parts"])
 def rows_merge(
-    part_ptr, top_ptr, sum_ptr, y_ptr, lse_ptr, slot_ptr, n_slots, n_parts, heads, y_sb, y_sl, y_sh,
+    part_ptr, y_ptr, lse_ptr, slot_ptr, n_slots, n_parts, heads, y_sb, y_sl, y_sh,
     P: tl.constexpr, BLOCK_P: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """The finished softmax of one global query of one head."""
@@ -106,12 +110,15 @@ def rows_merge(
     position = tl.load(slot_ptr + row * n_slots + slot).to(tl.int64)
     place_P = tl.arange(0, BLOCK_P)
     acc_P = tl.zeros([BLOCK_P], tl.float32)
+    n_all = tl.num_programs(0).to(tl.int64) * n_parts
+    top_ptr = part_ptr + n_all * P + pid * n_parts
+    sum_ptr = part_ptr + n_all * (P + 1) + pid * n_parts
     top, total = -1e30, 0.0
     for start in tl.range(0, n_parts, PARTS):
         part_S = start + tl.arange(0, PARTS)
         inside_S = part_S < n_parts
-        top_S = tl.load(top_ptr + pid * n_parts + part_S, mask=inside_S, other=-1e30)
-        sum_S = tl.load(sum_ptr + pid * n_parts + part_S, mask=inside_S, other=0.0)
+        top_S = tl.load(top_ptr + part_S, mask=inside_S, other=-1e30)
+        sum_S = tl.load(sum_ptr + part_S, mask=inside_S, other=0.0)
         part_SP = load_rows(part_ptr + pid * n_parts * P, part_S, P, inside_S, place_P, P, True)
         new = tl.maximum(top, tl.max(top_S, 0))
         factor_S = tl.exp2(top_S - new)
@@ -196,7 +203,7 @@ def add_sum(part_ptr, out_ptr, pid, n_parts, P: tl.constexpr, BLOCK_P: tl.conste
 
 @triton.jit(do_not_specialize=["n_slots", "n_parts", "n_parts_dq"])
 def add_parts(
-    column_dk_ptr, column_dv_ptr, part_dq_ptr, dk_ptr, dv_ptr, dq_ptr, slot_ptr, n_slots, n_parts, n_parts_dq, heads,
+    column_ptr, part_dq_ptr, dk_ptr, dv_ptr, dq_ptr, slot_ptr, n_slots, n_parts, n_parts_dq, heads,
     out_sb, out_sl, out_sh,
     P: tl.constexpr, BLOCK_P: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -207,8 +214,9 @@ def add_parts(
     if position >= 0:
         out = row * out_sb + head * out_sh + position * out_sl
         if tl.program_id(1) == 0:
-            add_sum(column_dk_ptr, dk_ptr + out, pid, n_parts, P, BLOCK_P, PARTS)
+            add_sum(column_ptr, dk_ptr + out, pid, n_parts, P, BLOCK_P, PARTS)
         elif tl.program_id(1) == 1:
-            add_sum(column_dv_ptr, dv_ptr + out, pid, n_parts, P, BLOCK_P, PARTS)
+            # Behind the parts of dk.
+            add_sum(column_ptr + tl.num_programs(0).to(tl.int64) * n_parts * P, dv_ptr + out, pid, n_parts, P, BLOCK_P, PARTS)
         else:
             add_sum(part_dq_ptr, dq_ptr + out, pid, n_parts_dq, P, BLOCK_P, PARTS)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from tests.longseq.ops import kernel_checks as checks
+from tests.longseq.ops.offline_compiler import assert_fits
 
 MODES = ("plain", "mask", "segments", "reverse", "everything")
 # length, taps, mode, activation, dtype
 TINY = [
     (21, 4, "everything", "silu", "float32"),
-    (37, 3, "plain", None, "float32"),
+    (19, 3, "plain", None, "float32"),
     (2, 4, "reverse", "silu", "float32"),
     (5, 1, "mask", "silu", "float32"),
     (20, 4, "segments", "silu", "bfloat16"),
@@ -42,9 +43,23 @@ def interpret() -> None:
         given, options = make(2, length, 9, taps, getattr(torch, name)), checks.row_options(mode, 2, length, "cpu")
         run = kernels.causal_conv1d_triton
         found.append(checks.errors(run, causal_conv1d_chunked, given, "cpu", activation=activation, **options))
-    rows = checks.row_options("mask", 2, 20, "cpu")["mask_BL"], None, torch.zeros(2, dtype=torch.long)
-    leaves = [v.requires_grad_() for v in make(2, 20, 3, 4, torch.float32).values()]
+    rows = checks.row_options("mask", 1, 3, "cpu")["mask_BL"], None, torch.zeros(1, dtype=torch.long)
+    leaves = [v.requires_grad_() for v in make(1, 3, 3, 4, torch.float32).values()]
     torch.library.opcheck(kernels._conv, (*leaves, *rows, True, False))
+    print(json.dumps(found))
+
+
+def compile_for(capability: int) -> None:
+    """Prints what the kernels of a training step would ask of a GPU."""
+    from longseq.ops.causal_conv1d import triton as kernels
+    from tests.longseq.ops.offline_compiler import compiled_kernels
+
+    x, weight, bias = list(make(1, 256, 2048, 4, torch.bfloat16).values())[:3]
+    rows = None, None, None, None, True, False
+    with compiled_kernels(capability) as found:
+        kernels._choice = lambda _x: kernels._BY_FAMILY.get(capability, kernels._SAFE)
+        kernels._convolve(x, weight, bias, *rows)
+        kernels._convolve_backward(x, x, weight, bias, *rows)
     print(json.dumps(found))
 
 
@@ -58,6 +73,14 @@ def test_kernels_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     for case, found in zip(TINY, checks.run_script(__file__, interpret=True), strict=True):
         checks.assert_small(found, TOLERANCE[case[4]], case)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is published for Linux")
+@pytest.mark.parametrize("capability", [9, pytest.param(8, marks=pytest.mark.slow)])
+def test_kernels_compile_without_a_gpu(capability: int) -> None:
+    pytest.importorskip("triton")
+    found = checks.run_script(__file__, "compile", str(capability), interpret=False)
+    assert_fits(found, {"conv_forward", "conv_backward"})
 
 
 gpu = pytest.mark.gpu
@@ -118,4 +141,7 @@ def test_more_elements_than_32_bits_count() -> None:
 
 
 if __name__ == "__main__":
-    capture() if sys.argv[1:] == ["capture"] else interpret()
+    if sys.argv[1:2] == ["compile"]:
+        compile_for(int(sys.argv[2]))
+    else:
+        capture() if sys.argv[1:] == ["capture"] else interpret()

@@ -1,5 +1,6 @@
 """The long convolution: its forms against each other, in values and in every gradient."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from torch import Tensor
 from longseq.ops.fft_conv import fft_conv
 from longseq.ops.fft_conv.chunked import _SMALLEST_GROUP, fast_length
 from longseq.ops.fft_conv.traceable import fft_conv_traceable
+from longseq.ops.fft_conv.traceable_fourier import convolve_causally
+from longseq.ops.tracing import exporting_onnx
 
 B, D = 2, 3
 LENGTHS = (1, 2, 63, 64, 100, 257)
@@ -74,6 +77,66 @@ def test_every_part_may_be_left_out(given: tuple[str, ...], implementation: str)
     torch.testing.assert_close(y, expected)
     for gradient, other in zip(gradients(y, inputs), gradients(expected, inputs), strict=True):
         torch.testing.assert_close(gradient, other)
+
+
+@pytest.mark.parametrize("taps", [1, 7, 600, 5000])
+@pytest.mark.parametrize("length", [1, 5, 63, 64, 65, 129, 512, 513, 1500])
+def test_products_of_matrices_equal_the_transform(length: int, taps: int) -> None:
+    inputs = make(length, taps, 0)
+    u, k = inputs["u_BLD"], inputs["k_DK"]
+    y, expected = convolve_causally(u, k), fft_conv(u, k, implementation="chunked")
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+    found = torch.autograd.grad(y, [u, k], torch.ones_like(y))
+    torch.testing.assert_close(found, torch.autograd.grad(expected, [u, k], torch.ones_like(y)), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("length", [300, 4001, 70_000])
+def test_products_of_matrices_in_float32(length: int) -> None:
+    inputs = make(length, length, 0, torch.float32, 2)
+    u, k = inputs["u_BLD"].detach(), inputs["k_DK"].detach()
+    expected = fft_conv(u.double(), k.double(), implementation="chunked")
+    assert (convolve_causally(u, k) - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+class Convolution(torch.nn.Module):
+    def forward(self, u: Tensor, k: Tensor, bias: Tensor, pre: Tensor, post: Tensor) -> Tensor:
+        return fft_conv(u, k, bias, pre_gate_BLD=pre, post_gate_BLD=post)
+
+
+@pytest.mark.parametrize("for_onnx", [True, False])
+def test_exports_with_any_batch_and_length(for_onnx: bool) -> None:
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", min=2, max=1 << 20)
+    both = {0: batch, 1: length}
+    shapes = (both, {1: length}, None, both, both)
+    sample = tuple(x.detach() for x in make(70, 70, 0, torch.float32).values())
+    with exporting_onnx(for_onnx):
+        program = torch.export.export(Convolution(), sample, dynamic_shapes=shapes)
+    assert for_onnx != any("fft" in str(node.target) for node in program.graph.nodes)
+    for n in (2, 511, 1300):
+        inputs = tuple(x.detach() for x in make(n, n, 0, torch.float32).values())
+        torch.testing.assert_close(program.module()(*inputs), Convolution()(*inputs), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_holds_no_transform(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    both = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length", min=2, max=1 << 16)}
+    shapes = (both, {1: both[1]}, None, both, both)
+    sample = tuple(x.detach() for x in make(70, 70, 0, torch.float32).values())
+    # Without `exporting_onnx`: torch's exporter says itself what it does.
+    program = torch.onnx.export(Convolution(), sample, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    assert program is not None
+    assert not any(node.op_type == "DFT" for node in program.model.graph)
+    program.save(str(tmp_path / "convolution.onnx"))
+    session = runtime.InferenceSession(str(tmp_path / "convolution.onnx"))
+    for n in (2, 300, 1999):
+        inputs = tuple(x.detach() for x in make(n, n, 0, torch.float32).values())
+        feed = {node.name: x.numpy() for node, x in zip(session.get_inputs(), inputs, strict=True)}
+        expected = Convolution()(*(x.double() for x in inputs))
+        error = (torch.from_numpy(session.run(None, feed)[0]) - expected).abs().max()
+        assert error <= 1e-5 * expected.abs().max()
 
 
 def test_groups_of_channels_and_strided_inputs() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.longseq.ops import kernel_checks as checks
+from tests.longseq.ops import meta_compiler as compiler
 
 NAMES = ("y", "du", "dk", "dbias", "dpre_gate", "dpost_gate", "dhistory")
 # length, taps, history, gates and bias, dtype
@@ -82,12 +83,33 @@ def capture() -> None:
     print(json.dumps(checks.captured_error(*_training())))
 
 
+def launches(capability: int) -> Callable[[], object]:
+    """Forward and backward with gates, as large as they are measured, in both ways, with a GPU family's choices."""
+    from longseq.ops.fft_conv import triton as kernels
+    from longseq.ops.fft_conv import triton_choices as choices
+
+    choices.BY_FAMILY[0] = choices.BY_FAMILY.get(capability // 10, choices._SAFE)
+    choices.SHORT_FAMILIES = {0} if capability // 10 in choices.SHORT_FAMILIES else set()
+
+    def run() -> None:
+        for length in (4096, 32768):
+            u = compiler.meta(8, length, 256, dtype=torch.bfloat16)
+            kernels._run_both([u, compiler.meta(256, length), compiler.meta(256), u, u], u)
+
+    return run
+
+
+@compiler.parametrize
+def test_kernels_fit_on_gpus(capability: int) -> None:
+    compiler.assert_fitting(__file__, capability, 10 if capability >= 90 else 6)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is published for Linux")
 def test_kernels_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     for case, found in zip(TINY, checks.run_script(__file__, interpret=True), strict=True):
         # The interpreter cuts bits off where a GPU rounds to bfloat16.
-        assert max(found.values()) < TOLERANCE[case[-1]] * (2 if case[-1] == "bfloat16" else 1), (case, found)
+        checks.assert_small(found, TOLERANCE[case[-1]] * (2 if case[-1] == "bfloat16" else 1), case)
 
 
 @pytest.mark.gpu
@@ -97,7 +119,7 @@ def test_kernels_in_the_interpreter() -> None:
 def test_kernels_on_a_gpu(length: int, dtype: str) -> None:
     for taps, past, gated in ((length, 0, False), (length + 7, 9, True), (5, 3, True)):
         found = errors("cuda", 24, (length, taps, past, gated, dtype))
-        assert max(found.values()) < TOLERANCE[dtype], (taps, past, gated, found)
+        checks.assert_small(found, TOLERANCE[dtype], taps, past, gated)
 
 
 @pytest.mark.gpu
@@ -129,4 +151,7 @@ def test_more_numbers_than_31_bits() -> None:
 
 
 if __name__ == "__main__":
-    capture() if sys.argv[1:] == ["capture"] else interpret()
+    if sys.argv[1:2] == ["compile"]:
+        compiler.print_report(launches)
+    else:
+        capture() if sys.argv[1:] == ["capture"] else interpret()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from longseq.ops.selective_scan import chunked, selective_scan, selective_scan_step
-from longseq.ops.selective_scan.traceable import scan_traceable
+from longseq.ops.selective_scan.traceable import _softplus, scan_traceable
 
 LENGTHS = (1, 2, 63, 64, 100, 257)
 NAMES = ("x_BLD", "dt_BLD", "A_DN", "B_BLN", "C_BLN", "D_D", "z_BLD", "dt_bias_D", "initial_state_BDN")
@@ -261,10 +261,11 @@ def test_onnx_with_any_batch_and_length(tmp_path: Path, dynamic_shapes: tuple[An
             torch.testing.assert_close(torch.from_numpy(ours), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_traceable_form_with_segments_and_gradients() -> None:
-    values = {n: v.requires_grad_() for n, v in make_inputs(2, 75).items()}
+@pytest.mark.parametrize("length", [1, 2, 17, 75, 300])
+def test_traceable_form_with_segments_and_gradients(length: int) -> None:
+    values = {n: v.requires_grad_() for n, v in make_inputs(2, length).items()}
     x, dt, A, B, C, D, z, bias, h0 = values.values()
-    segments = (torch.rand(2, 75) > 0.9).long().cumsum(1)
+    segments = (torch.rand(2, length) > 0.9).long().cumsum(1)
     keep = torch.cat([torch.ones(2, 1), (segments[:, 1:] == segments[:, :-1]).double()], dim=1)
     y, state = scan_traceable(x, dt, A.t(), B, C, D, z, bias, None, keep, h0.transpose(1, 2), True)
     expected_y, expected_state = selective_scan(**values, dt_softplus=True, segment_ids_BL=segments, implementation="reference")
@@ -274,6 +275,14 @@ def test_traceable_form_with_segments_and_gradients() -> None:
     expected = torch.autograd.grad(expected_y.sum() + expected_state.sum(), list(values.values()))
     for ours, want in zip(grads, expected, strict=True):
         torch.testing.assert_close(ours, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_softplus_of_a_graph(dtype: torch.dtype) -> None:
+    x = torch.cat([torch.linspace(-30, 30, 10_001, dtype=dtype), torch.tensor([-200.0, -100.0, 0.0, 100.0, 1e4], dtype=dtype)])
+    expected = torch.logaddexp(x.double(), torch.zeros((), dtype=torch.float64))
+    error = (_softplus(x) - expected).abs() / expected.clamp(min=torch.finfo(dtype).tiny)
+    assert error.max() <= 8 * torch.finfo(dtype).eps
 
 
 def test_compiles_to_one_graph() -> None:

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 
 from tests.longseq.ops import kernel_checks as checks
+from tests.longseq.ops.offline_compiler import assert_fits
 
 MODES = ("plain", "mask", "segments", "reverse", "everything")
-# length, states, mode, dtype, stretches of time, steps of a backward tile, sums on tensor cores
+# length, states, mode, dtype, stretches of time, states of a thread in forward, steps of a backward tile, sums on tensor cores
 TINY = [
-    (1, 3, "plain", "float32", 1, 8, False),
-    (21, 5, "plain", "float32", 1, 8, False),
-    (21, 5, "everything", "float32", 1, 4, False),
-    (40, 3, "everything", "float32", 2, 8, False),
-    (35, 16, "mask", "bfloat16", 1, 8, True),
+    (1, 3, "plain", "float32", 1, 16, 8, False),
+    (9, 5, "everything", "float32", 1, 4, 4, False),
+    (19, 3, "everything", "float32", 1, 16, 8, False),
+    (65, 1, "everything", "float32", 2, 16, 8, False),
+    (17, 2, "plain", "float32", 2, 16, 8, False),
+    (11, 16, "mask", "bfloat16", 1, 16, 8, True),
 ]
 TOLERANCE = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 1e-2}
 
@@ -53,16 +55,36 @@ def interpret() -> None:
 
     checks.allow_interpreter_scalars()
     found = []
-    for length, states, mode, name, stretches, steps, dot in TINY:
-        choices = Choice(4, 1, 16, 0), Choice(4, 1, steps, 0, dot=dot)
+    for length, states, mode, name, stretches, values, steps, dot in TINY:
+        choices = Choice(values, 1, 16, 0), Choice(4, 1, steps, 0, dot=dot)
         kernels._choices = lambda x, n, choices=choices: choices
         Choice.stretches = lambda *_, stretches=stretches: stretches  # type: ignore[method-assign, assignment]
-        given, options = make(1, length, 3, states, getattr(torch, name)), checks.row_options(mode, 1, length, "cpu")
+        given, options = make(1, length, 2, states, getattr(torch, name)), checks.row_options(mode, 1, length, "cpu")
         run = kernels.selective_scan_triton
         found.append(checks.errors(run, selective_scan_chunked, given, "cpu", dt_softplus=True, **options))
-    rows = checks.row_options("mask", 1, 20, "cpu")["mask_BL"], None
-    leaves = [v.requires_grad_() for v in make(1, 20, 3, 4, torch.float32).values()]
+    rows = checks.row_options("mask", 1, 3, "cpu")["mask_BL"], None
+    leaves = [v.requires_grad_() for v in make(1, 3, 2, 4, torch.float32).values()]
     torch.library.opcheck(kernels._scan, (*leaves, *rows, True, True, True))
+    print(json.dumps(found))
+
+
+def compile_for(capability: int, states: int) -> None:
+    """Prints what the kernels of a training step, with time cut and not, would ask of a GPU."""
+    from longseq.ops.selective_scan import triton as kernels
+    from longseq.ops.selective_scan.triton_choices import KEEP, Choice, choose
+    from tests.longseq.ops.offline_compiler import compiled_kernels
+
+    length, width = 64, 256
+    given = make(1, length, width, states, torch.bfloat16)
+    initial, (x, *others) = given.pop("initial_state_BDN"), given.values()
+    with compiled_kernels(capability) as found:
+        # Long enough that time is cut into stretches, and so short that it is not.
+        for shape, stretches in (((1, 1 << 20, width), 2), ((64, 4096, 2048), 1)):
+            kernels._choices = lambda _x, n, shape=shape: choose(capability, *shape, n)
+            Choice.stretches = lambda *_, stretches=stretches: stretches  # type: ignore[method-assign, assignment]
+            kernels._scan(x, *others, None, None, None, True, False, True)
+        kept = x.new_empty(1, length // KEEP, width, states)
+        kernels._scan_backward(x, initial, x, *others, None, None, kept, True, False)
     print(json.dumps(found))
 
 
@@ -76,6 +98,21 @@ def test_kernels_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     for case, found in zip(TINY, checks.run_script(__file__, interpret=True), strict=True):
         checks.assert_small(found, TOLERANCE[case[3]], case)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is published for Linux")
+@pytest.mark.parametrize(
+    ("capability", "states", "forward"),
+    [
+        (9, 16, {"scan_steps", "walk_states"}),
+        pytest.param(8, 16, {"scan_steps", "walk_states"}, marks=pytest.mark.slow),
+        pytest.param(9, 64, {"scan_forward"}, marks=pytest.mark.slow),
+    ],
+)
+def test_kernels_compile_without_a_gpu(capability: int, states: int, forward: set[str]) -> None:
+    pytest.importorskip("triton")
+    found = checks.run_script(__file__, "compile", str(capability), str(states), interpret=False)
+    assert_fits(found, {"combine_stretches", "scan_backward", *forward})
 
 
 def test_choices_cut_time_only_where_channels_do_not_fill_the_gpu() -> None:
@@ -195,4 +232,7 @@ def test_more_elements_than_32_bits_count() -> None:
 
 
 if __name__ == "__main__":
-    capture() if sys.argv[1:] == ["capture"] else interpret()
+    if sys.argv[1:2] == ["compile"]:
+        compile_for(int(sys.argv[2]), int(sys.argv[3]))
+    else:
+        capture() if sys.argv[1:] == ["capture"] else interpret()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.longseq.ops import kernel_checks as checks
+from tests.longseq.ops import meta_compiler as compiler
 
 NAMES = ("y", "dq", "dk", "dv", "dq_global", "dk_global", "dv_global")
 # length, keys, window, causal, masked, packed, global tokens, dtype
@@ -106,11 +107,27 @@ def capture() -> None:
     print(json.dumps(checks.captured_error(*_training())))
 
 
+def launches(capability: int) -> Callable[[], object]:
+    """Forward and backward with global tokens, as large as they are measured, with a GPU family's choices."""
+    from longseq.ops.window_attention import triton as kernels
+    from longseq.ops.window_attention import triton_choices as choices
+
+    choices.BY_FAMILY[0] = choices.BY_FAMILY.get(capability // 10, choices._SAFE)
+    q = [compiler.meta(2, 4096, 12, 64, dtype=torch.bfloat16) for _ in range(6)]
+    mask = compiler.meta(2, 4096, dtype=torch.bool)
+    return lambda: kernels._run_both(q, mask, q[0])
+
+
+@compiler.parametrize
+def test_kernels_fit_on_gpus(capability: int) -> None:
+    compiler.assert_fitting(__file__, capability, 8)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is published for Linux")
 def test_kernels_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     for case, found in zip(TINY, checks.run_script(__file__, interpret=True), strict=True):
-        assert max(found.values()) < TOLERANCE[case[-1]], (case, found)
+        checks.assert_small(found, TOLERANCE[case[-1]], case)
 
 
 @pytest.mark.gpu
@@ -120,7 +137,7 @@ def test_kernels_in_the_interpreter() -> None:
 def test_kernels_on_a_gpu(length: int, dtype: str) -> None:
     for masked, use_global in ((False, False), (False, True), (True, True)):
         found = errors("cuda", 64, (length, length, 256 if length > 300 else 40, masked, masked, masked, use_global, dtype))
-        assert max(found.values()) < TOLERANCE[dtype], (masked, use_global, found)
+        checks.assert_small(found, TOLERANCE[dtype], masked, use_global)
 
 
 @pytest.mark.gpu
@@ -152,4 +169,7 @@ def test_more_numbers_than_31_bits() -> None:
 
 
 if __name__ == "__main__":
-    capture() if sys.argv[1:] == ["capture"] else interpret()
+    if sys.argv[1:2] == ["compile"]:
+        compiler.print_report(launches)
+    else:
+        capture() if sys.argv[1:] == ["capture"] else interpret()

@@ -1,0 +1,145 @@
+"""Launches of Triton kernels at little cost on the host, and their compilation side by side.
+
+Triton works out at every launch which compiled variant its arguments need: 20 to 40 us for kernels with many arguments, more
+than many of them run. A `Launch` belongs to the shapes of a call and remembers the answer; what is left is about 5 us.
+"""
+
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import reduce
+from operator import or_
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+# To a type checker drivers have no streams, and the module no knobs.
+_triton: Any = triton
+# Whether compiled kernels of this version are known to be called as below; with others Triton does every launch.
+_KNOWN: bool = triton.__version__.startswith("3.6.")
+
+
+class Launch:
+    """A kernel with all its arguments but the tensors: these come first in its signature, then numbers, then constants.
+
+    Args:
+        kernel: a `triton.jit` function.
+        grid: numbers of programs.
+        numbers: its integers and floats, in order.
+        constants: its `tl.constexpr` arguments, in order.
+        warps: warps of a program.
+        stages: loads in flight of a pipelined loop.
+        registers: at most so many of a thread, so that another program fits beside; as many as it likes if None.
+    """
+
+    def __init__(
+        self,
+        kernel: Any,
+        grid: tuple[int, ...],
+        numbers: Sequence[float],
+        constants: Sequence[Any],
+        warps: int = 4,
+        stages: int = 3,
+        registers: int | None = None,
+    ) -> None:
+        self.kernel, self.grid = kernel, grid
+        self._rest = (*numbers, *constants)
+        self._options = {"num_warps": warps, "num_stages": stages}
+        if registers is not None:
+            self._options["maxnreg"] = registers
+        # By the tensors' devices and dtypes: the compiled kernel's own launcher with what it wants before the arguments.
+        self._ready: dict[tuple[Any, ...], tuple[Callable[..., None], tuple[Any, ...], tuple[Any, ...]]] = {}
+
+    def __call__(self, *tensors: Tensor) -> None:
+        ready = self._ready.get(_kinds(tensors))
+        pointers = [x.data_ptr() for x in tensors]
+        # Variants differ by whether an address is a multiple of 16; a hook (a profiler's) wants to be called by Triton.
+        if ready is None or reduce(or_, pointers) & 15 or _ahead.kernels is not None or _has_hook():
+            self._through_triton(tensors, pointers)
+            return
+        run, before, after = ready
+        stream = _triton.runtime.driver.active.get_current_stream(tensors[0].get_device())
+        run(*before, stream, *after, *pointers, *self._rest)
+
+    def _through_triton(self, tensors: tuple[Tensor, ...], pointers: list[int]) -> None:
+        if _ahead.kernels is not None:
+            _ahead.kernels.append(self.kernel.run(*tensors, *self._rest, grid=self.grid, warmup=True, **self._options))
+            return
+        compiled = self.kernel[self.grid](*tensors, *self._rest, **self._options)
+        # The interpreter compiles nothing.
+        if compiled is None or reduce(or_, pointers) & 15 or not _KNOWN:
+            return
+        # No metadata and no hooks.
+        after = (compiled.function, compiled.packed_metadata, None, None, None)
+        self._ready[_kinds(tensors)] = compiled.run, (*self.grid, 1, 1)[:3], after
+
+
+def _kinds(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    # One tensor elsewhere would be a wild pointer: such a call goes through Triton, which says so.
+    return (*[x.get_device() for x in tensors], *[x.dtype for x in tensors])
+
+
+def _has_hook() -> bool:
+    runtime = _triton.knobs.runtime
+    return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls)
+
+
+@functools.lru_cache(2048)
+def prepare(
+    kernel: Any,
+    grid: tuple[int, ...],
+    numbers: tuple[float, ...],
+    constants: tuple[Any, ...],
+    warps: int = 4,
+    stages: int = 3,
+    registers: int | None = None,
+) -> Launch:
+    """The `Launch` with these arguments, made once."""
+    return Launch(kernel, grid, numbers, constants, warps, stages, registers)
+
+
+class _Ahead(threading.local):
+    kernels: list[Any] | None = None
+
+
+_ahead = _Ahead()
+
+
+def compile_ahead(run: Callable[[], object]) -> None:
+    """Compiles, side by side, the kernels that a function launches; it runs without them, on whatever is in memory.
+
+    It does nothing where kernels are interpreted, or compiled by a version of Triton that is not known to be able to.
+    """
+    if not _KNOWN or _triton.knobs.runtime.interpret:
+        return
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
+    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1)), thread_name_prefix="longseq-triton") as pool:
+        _ahead.kernels = kernels = []
+        try:
+            # What does not compile says so again where it is launched.
+            with triton.AsyncCompileMode(pool, ignore_errors=True):
+                run()
+        finally:
+            _ahead.kernels = None
+        # Each has a launcher of its own, in C.
+        list(pool.map(lambda kernel: _load(kernel, device), kernels))
+
+
+def _load(kernel: Any, device: int | None) -> None:
+    with contextlib.suppress(Exception), torch.cuda.device(device) if device is not None else contextlib.nullcontext():
+        _ = (kernel.result() if hasattr(kernel, "result") else kernel).run
+
+
+def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device: this makes it the tensor's."""
+    if not x.is_cuda or torch.cuda.current_device() == x.get_device():
+        return _NOTHING
+    return torch.cuda.device(x.device)
+
+
+_NOTHING = contextlib.nullcontext()

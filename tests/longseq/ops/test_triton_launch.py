@@ -1,0 +1,99 @@
+"""Launches that Triton prepares once: which go past it, and with what."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+
+class Kernel:
+    """Stands for a `triton.jit` function and counts what goes through Triton."""
+
+    def __init__(self) -> None:
+        self.through: list[tuple[Any, ...]] = []
+        self.direct: list[tuple[Any, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*arguments: Any, **options: Any) -> Any:
+            self.through.append((grid, *arguments[1:], options))
+            run = lambda *given: self.direct.append(given)  # noqa: E731
+            return SimpleNamespace(run=run, function="function", packed_metadata="metadata")
+
+        return launch
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    from longseq.ops import triton_launch
+
+    monkeypatch.setattr(triton_launch, "_KNOWN", True)
+    monkeypatch.setattr(triton.runtime.driver, "_active", SimpleNamespace(get_current_stream=lambda device: "stream"))
+    return Kernel()
+
+
+def launch(kernel: Kernel) -> Any:
+    from longseq.ops.triton_launch import Launch
+
+    return Launch(kernel, (2, 3), (5, 0.5), (True,), warps=8, stages=2, registers=168)
+
+
+def test_the_first_launch_goes_through_triton_and_the_next_past_it(kernel: Kernel) -> None:
+    prepared, x = launch(kernel), torch.zeros(8)
+    prepared(x)
+    options = {"num_warps": 8, "num_stages": 2, "maxnreg": 168}
+    assert kernel.through == [((2, 3), 5, 0.5, True, options)]
+    assert not kernel.direct
+    prepared(x)
+    assert len(kernel.through) == 1
+    assert kernel.direct == [(2, 3, 1, "stream", "function", "metadata", None, None, None, x.data_ptr(), 5, 0.5, True)]
+
+
+def test_other_dtypes_addresses_and_hooks_go_through_triton(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared, x = launch(kernel), torch.zeros(8)
+    prepared(x)
+    prepared(x.double())
+    # Its address is no multiple of 16, which another variant was compiled for.
+    prepared(x[1:])
+    assert len(kernel.through) == 3
+    monkeypatch.setattr(triton.knobs.runtime.launch_enter_hook, "calls", [print])
+    prepared(x)
+    assert len(kernel.through) == 4
+    assert not kernel.direct
+
+
+def test_a_tensor_on_another_device_goes_through_triton(kernel: Kernel) -> None:
+    prepared, x = launch(kernel), torch.zeros(8)
+    prepared(x, x)
+    # As if the second one had been on a GPU.
+    prepared._ready = {(key[0], 0, *key[2:]): value for key, value in prepared._ready.items()}
+    prepared(x, x)
+    assert len(kernel.through) == 2
+
+
+def test_an_unknown_version_leaves_every_launch_to_triton(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from longseq.ops import triton_launch
+
+    monkeypatch.setattr(triton_launch, "_KNOWN", False)
+    prepared = launch(kernel)
+    prepared(torch.zeros(8))
+    prepared(torch.zeros(8))
+    assert len(kernel.through) == 2
+    triton_launch.compile_ahead(lambda: pytest.fail("nothing is compiled ahead"))
+
+
+def test_prepared_launches_are_made_once(kernel: Kernel) -> None:
+    from longseq.ops.triton_launch import prepare
+
+    assert prepare(kernel, (1,), (2,), (True,)) is prepare(kernel, (1,), (2,), (True,))
+    assert prepare(kernel, (1,), (2,), (True,)) is not prepare(kernel, (1,), (2,), (False,))
+
+
+def test_a_version_is_known() -> None:
+    from longseq.ops import triton_launch
+
+    # The direct call is only right for versions that it was checked with: look at CompiledKernel.run when this fails.
+    assert triton.__version__.startswith("3.6.") == triton_launch._KNOWN
+    assert triton_launch.on_device(torch.zeros(1)) is triton_launch.on_device(torch.zeros(2))
