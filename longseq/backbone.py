@@ -7,7 +7,7 @@ are equal for positions of one packed document, and documents packed in one row 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from longseq.layers.drop_path import DropPath
 from longseq.layers.mlp import MLP
-from longseq.layers.norms import build_norm
+from longseq.layers.norms import LayerNorm, RMSNorm, build_norm
 from longseq.ops.tracing import is_exporting
 
 # A state is a tensor, or a dict or list of states. It is fp32 and differentiable, and its first dimension is the batch.
 State = Any
+# A residual stream, and what is still to be added to it: the sum is made together with the norm that follows.
+Pending = tuple[Tensor, Tensor | None]
 
 
 class Mixer(nn.Module, ABC):
@@ -170,21 +172,48 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.drop_path = DropPath(drop_path)
 
-    def add(self, x: Tensor, update: Tensor, norm: nn.Module) -> Tensor:
+    def drop(self, update: Tensor) -> Tensor:
+        """A branch's output with what training drops of it."""
+        return self.drop_path(self.dropout(update))
+
+    def add(self, x: Tensor, update: Tensor, norm: RMSNorm | LayerNorm) -> Tensor:
         """The residual sum, and post-norm's norm after it; any leading dimensions."""
-        x = x + self.drop_path(self.dropout(update))
-        return x if self.prenorm else norm(x)
+        update = self.drop(update)
+        return x + update if self.prenorm else norm.add(update, x)[0]
 
     def apply_mlp(self, x: Tensor) -> Tensor:
         """The second half of the block, which mixes no positions."""
         if self.mlp is None or self.norm2 is None:
             return x
-        return self.add(x, self.mlp(self.norm2(x) if self.prenorm else x), self.norm2)
+        return self.add(x, self.mlp(self.norm2(x, branch_dtype(x)) if self.prenorm else x), self.norm2)
 
-    def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None, segment_ids_BL: Tensor | None = None) -> Tensor:
-        h_BLD = self.norm1(x_BLD) if self.prenorm else x_BLD
-        x_BLD = self.add(x_BLD, self.mixer(h_BLD, mask_BL, segment_ids_BL), self.norm1)
-        return self.apply_mlp(x_BLD)
+    @overload
+    def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None, segment_ids_BL: Tensor | None = None) -> Tensor: ...
+
+    @overload
+    def forward(self, x_BLD: Pending, mask_BL: Tensor | None = None, segment_ids_BL: Tensor | None = None) -> Pending: ...
+
+    def forward(
+        self, x_BLD: Tensor | Pending, mask_BL: Tensor | None = None, segment_ids_BL: Tensor | None = None
+    ) -> Tensor | Pending:
+        """The block over whole sequences; a stream with a pending sum comes back as one."""
+        if isinstance(x_BLD, tuple):
+            return self._advance(*x_BLD, mask_BL, segment_ids_BL)
+        if self.prenorm:
+            x_BLD, update_BLD = self._advance(x_BLD, None, mask_BL, segment_ids_BL)
+            return x_BLD if update_BLD is None else x_BLD + update_BLD
+        return self.apply_mlp(self.add(x_BLD, self.mixer(x_BLD, mask_BL, segment_ids_BL), self.norm1))
+
+    def _advance(
+        self, x_BLD: Tensor, update_BLD: Tensor | None, mask_BL: Tensor | None, segment_ids_BL: Tensor | None
+    ) -> Pending:
+        """A pre-norm block that makes each sum together with the norm after it, and leaves its last sum to what follows."""
+        h_BLD, x_BLD = norm_pending(self.norm1, (x_BLD, update_BLD), branch_dtype(x_BLD))
+        update_BLD = self.drop(self.mixer(h_BLD, mask_BL, segment_ids_BL))
+        if self.mlp is None or self.norm2 is None:
+            return x_BLD, update_BLD
+        h_BLD, x_BLD = self.norm2.add(update_BLD, x_BLD, branch_dtype(x_BLD))
+        return x_BLD, self.drop(self.mlp(h_BLD))
 
     def forward_chunk(self, x_BLD: Tensor, state: State, mask_BL: Tensor | None = None) -> tuple[Tensor, State]:
         h_BLD, state = self.mixer.forward_chunk(self.norm1(x_BLD) if self.prenorm else x_BLD, state, mask_BL)
@@ -193,6 +222,18 @@ class Block(nn.Module):
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         h_BD, state = self.mixer.step(self.norm1(x_BD) if self.prenorm else x_BD, state)
         return self.apply_mlp(self.add(x_BD, h_BD, self.norm1)), state
+
+
+def branch_dtype(x: Tensor) -> torch.dtype | None:
+    """What a norm hands to a branch: None, the stream's dtype; under a GPU's autocast its own, to which products round."""
+    rounded = x.is_cuda and x.dtype == torch.float32 and torch.is_autocast_enabled("cuda")
+    return torch.get_autocast_dtype("cuda") if rounded else None
+
+
+def norm_pending(norm: RMSNorm | LayerNorm, pending: Pending, out_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """The norm of a stream with its pending sum, and the stream after the sum."""
+    x_BLD, update_BLD = pending
+    return (norm(x_BLD, out_dtype), x_BLD) if update_BLD is None else norm.add(update_BLD, x_BLD, out_dtype)
 
 
 class Stack(Backbone):
@@ -253,12 +294,24 @@ class Stack(Backbone):
     def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None, segment_ids_BL: Tensor | None = None) -> Tensor:
         self.check_input(x_BLD, mask_BL, segment_ids_BL)
         x_BLD = zero_padding(x_BLD, mask_BL)
+        pending: Pending = (x_BLD, None)
         for block in self.layers():
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x_BLD = cast(Tensor, checkpoint(block, x_BLD, mask_BL, segment_ids_BL, use_reentrant=False))
+                # One tensor is kept for each block, so its last sum is made within it.
+                y_BLD = cast(Tensor, checkpoint(block, pending[0], mask_BL, segment_ids_BL, use_reentrant=False))
+                pending = (y_BLD, None)
+            elif block.prenorm:
+                pending = block(pending, mask_BL, segment_ids_BL)
             else:
-                x_BLD = block(x_BLD, mask_BL, segment_ids_BL)
-        return zero_padding(self.final_norm(x_BLD), mask_BL)
+                pending = (block(pending[0], mask_BL, segment_ids_BL), None)
+        return zero_padding(self._finish(pending), mask_BL)
+
+    def _finish(self, pending: Pending) -> Tensor:
+        """The last sum and the final norm."""
+        x_BLD, update_BLD = pending
+        if isinstance(self.final_norm, nn.Identity):
+            return x_BLD if update_BLD is None else x_BLD + update_BLD
+        return norm_pending(cast(LayerNorm, self.final_norm), pending)[0]
 
     def init_state(self, batch_size: int) -> State:
         if not self.can_step:

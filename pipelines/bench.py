@@ -1,34 +1,65 @@
-"""Time operators and backbones on this machine, beside whatever peers are installed.
+"""Time operators, training steps, backbones and streams on this machine, beside whatever peers are installed.
 
-usage: longseq bench [ops|backbones|step|stream] [trainer=auto|cpu|gpu] [name=PATTERN] [lengths=1024,4096] [d_model=256]
-                     [budget_s=60] [output=bench.csv]
+usage: longseq bench [ops|train|backbones|step|stream] [key=value ...]
 
-  ops         every operator forward and forward + backward, and Mamba beside transformers' own, with its memory
-  backbones   every backbone's forward pass over growing lengths, with the fitted exponent of its cost: processor time of
-              one thread on a CPU, and no more than budget_s seconds for each backbone
-  step        one streaming step of every recurrent backbone, early and late in the sequence
-  stream      sound of 16 kHz in chunks (lengths= in milliseconds): latency per chunk and real-time factor
+  ops         every operator in each of its implementations (reference, chunked, cpu, triton) beside whichever peers can be
+              imported (mamba_ssm, flashfftconv, causal_conv1d, transformers, torch's own): forward, forward + backward, the
+              same replayed as CUDA graphs where launches would count, peak memory, and the share of the floor: the bytes
+              that must move, at the speed of a large copy in the same run, over the time taken (more than all of it: it stayed
+              in a cache)
+                op=PATTERN  size=tiny|small|medium|hopper  lengths=1024,4096 d_model=256  implementation=triton,chunked
+                dtype=auto|float32|bfloat16|float16
+  train       one training step (forward, backward, AdamW) of known networks in tokens a second, and its peak memory, beside
+              the same network without kernels
+                name=PATTERN  size=tiny|small|full  implementation=auto,chunked  profile=true (where the time goes)
+  backbones   time and memory of a training step of every backbone over growing lengths, with fitted exponents, as a table
+              and a picture: processor time of one thread on a CPU, and no more than budget_s seconds for each backbone
+                name=PATTERN  lengths=1024,4096,...  d_model=256  budget_s=60
+  step        one streaming step of every recurrent backbone, early and late in the sequence (lengths= are positions)
+  stream      sound of 16 kHz in chunks (lengths= in milliseconds): latency per chunk and real-time factor; of a trained
+              model, at its own rate, with run= or model=
 
-Prints a table of medians and writes them as csv. Absolute times hold for this machine; ratios travel better.
+Everywhere: trainer=auto|cpu|gpu, budget_s=SECONDS (of a row, a preset or a backbone), output=bench.csv. Without size=, a GPU
+runs the large sizes and a CPU small ones. What is compared is measured in turns; figures are medians. Absolute times hold for
+this machine; ratios travel better.
 """
 
 import csv
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longseq.errors import ConfigError
 from longseq.pipelines.cli import nearest
 
-NUMBERS: dict[str, Callable[[str], Any]] = {"d_model": int, "budget_s": float}
-# A topic's file, its function of the options and the device, and the lengths it takes if none are given.
+if TYPE_CHECKING:
+    import torch
+
+NAN = float("nan")
+# A topic's file, its function of the options and the device, the lengths it takes if none are given, and its budget_s.
 TOPICS = {
-    "ops": ("bench_ops", "time_operators", "4096"),
-    "backbones": ("bench_backbones", "time_backbones", "1024,4096,16384,65536"),
-    "step": ("bench_backbones", "time_steps", "10,10000"),
-    "stream": ("bench_stream", "time_streams", "20"),
+    "ops": ("bench_ops", "time_operators", "", 1.0),
+    "train": ("bench_train", "time_training", "", 20.0),
+    "backbones": ("bench_backbones", "time_backbones", "1024,4096,16384,65536,262144,1048576", 60.0),
+    "step": ("bench_backbones", "time_steps", "10,10000", 60.0),
+    "stream": ("bench_stream", "time_streams", "20", 60.0),
+}
+
+
+def _yes_or_no(value: str) -> bool:
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if value.lower() not in known:
+        raise ValueError
+    return known[value.lower()]
+
+
+KINDS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "d_model": ("a number", int),
+    "budget_s": ("a number", float),
+    "profile": ("true or false", _yes_or_no),
 }
 
 
@@ -37,24 +68,54 @@ class Options:
     """What the command line sets."""
 
     trainer: str = "auto"
+    op: str = ""
     name: str = "*"
+    size: str = "auto"
+    implementation: str = ""
+    dtype: str = "auto"
     lengths: str = ""
     d_model: int = 256
-    budget_s: float = 60.0
+    budget_s: float = 0.0
+    profile: bool = False
+    # Of `stream`: a trained model to time, by its run or its folder.
+    run: str = ""
+    model: str = ""
     output: str = "bench.csv"
 
 
 @dataclass
 class Timing:
-    """One line of the table; times in milliseconds, memory in MiB (0 where it is not measured)."""
+    """One line of the table; times in milliseconds, memory in MiB (0 where it is not measured), NaN for what is unknown.
+
+    Attributes:
+        what: operator, preset or backbone.
+        size: of it.
+        implementation: ours, or a peer's name.
+        forward_ms: without gradients.
+        backward_ms: forward and backward together.
+        memory_mib: at most, with the inputs.
+        note: anything else.
+        graph_forward_ms: replayed as a CUDA graph.
+        graph_backward_ms: likewise.
+        step_ms: a training step: forward, backward, optimizer.
+        tokens_per_s: positions trained on in a second.
+        floor_forward: the floor's share of the time, by bytes.
+        floor_backward: likewise.
+    """
 
     what: str
     size: str
     implementation: str
     forward_ms: float
-    backward_ms: float = float("nan")
+    backward_ms: float = NAN
     memory_mib: float = 0.0
     note: str = ""
+    graph_forward_ms: float = NAN
+    graph_backward_ms: float = NAN
+    step_ms: float = NAN
+    tokens_per_s: float = NAN
+    floor_forward: float = NAN
+    floor_backward: float = NAN
 
 
 def run(args: list[str]) -> int:
@@ -64,15 +125,22 @@ def run(args: list[str]) -> int:
     if topic not in TOPICS or len(words) > 1:
         raise ConfigError(f"bench has no topic {' '.join(words)!r}{nearest(topic, TOPICS)}. Topics: {', '.join(TOPICS)}")
     options = parse(args)
-    file, function, lengths = TOPICS[topic]
-    options.lengths = options.lengths or lengths
-    results = []
+    if topic != "stream" and (options.run or options.model):
+        raise ConfigError(f"longseq bench {topic} times untrained networks: run= and model= are for longseq bench stream")
+    file, function, lengths, budget_s = TOPICS[topic]
+    options.lengths, options.budget_s = options.lengths or lengths, options.budget_s or budget_s
+    results: list[Timing] = []
     # Imported for this topic alone: a topic may need what another machine lacks.
-    measure = getattr(importlib.import_module(f"longseq.pipelines.{file}"), function)
-    for timing in measure(options, device_of(options.trainer)):
+    module = importlib.import_module(f"longseq.pipelines.{file}")
+    for timing in getattr(module, function)(options, device_of(options.trainer)):
         results.append(timing)
         print(show(timing), flush=True)
-    write(results, Path(options.output))
+        # After every line: what was measured stays if the rest is stopped.
+        write(results, Path(options.output))
+    print(f"written  {options.output}")
+    if topic == "backbones":
+        for path in importlib.import_module("longseq.pipelines.bench_plot").draw(results, Path(options.output)):
+            print(f"written  {path}")
     return 0
 
 
@@ -80,7 +148,7 @@ def parse(args: list[str]) -> Options:
     """The key=value arguments.
 
     Raises:
-        ConfigError: for an unknown key, with the nearest known ones, or a number that is none.
+        ConfigError: for an unknown key, with the nearest known ones, or a value of another kind.
     """
     options = Options()
     known = {field.name: field.type for field in fields(Options)}
@@ -89,10 +157,11 @@ def parse(args: list[str]) -> Options:
         if equals and key not in known:
             raise ConfigError(f"bench has no option {key!r}{nearest(key, known)}. Options: {', '.join(known)}")
         if equals:
+            kind, convert = KINDS.get(key, ("a word", str))
             try:
-                setattr(options, key, NUMBERS.get(key, str)(value))
+                setattr(options, key, convert(value))
             except ValueError as error:
-                raise ConfigError(f"{key} must be a number, found {value!r}") from error
+                raise ConfigError(f"{key} must be {kind}, found {value!r}") from error
     return options
 
 
@@ -107,9 +176,35 @@ def device_of(trainer: str) -> str:
     return "cuda" if trainer != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def device_name(device: str) -> str:
+    """The GPU's name, or the number of threads on a CPU, and torch's version."""
+    import torch
+
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return f"{name}, torch {torch.__version__}"
+
+
+def dtype_of(options: Options, device: str) -> "torch.dtype":
+    """The dtype of activations: bf16 on a GPU and float32 on a CPU, unless another was asked for."""
+    import torch
+
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    known["auto"] = torch.bfloat16 if device == "cuda" else torch.float32
+    if options.dtype not in known:
+        raise ConfigError(f"dtype must be one of {', '.join(known)}, found {options.dtype!r}")
+    return known[options.dtype]
+
+
 def lengths_of(options: Options) -> list[int]:
-    """The sequence lengths asked for."""
-    return [int(length) for length in options.lengths.split(",")]
+    """The sequence lengths asked for.
+
+    Raises:
+        ConfigError: for what is no list of numbers.
+    """
+    try:
+        return [int(length) for length in options.lengths.split(",") if length]
+    except ValueError as error:
+        raise ConfigError(f"lengths must be numbers with commas between them, found {options.lengths!r}") from error
 
 
 def median_ms(run_once: Callable[[], Any], device: str, seconds: float = 1.0, clock: str = "wall") -> float:
@@ -148,18 +243,32 @@ def exponent(logs: list[tuple[float, float]]) -> float:
 
 
 def show(timing: Timing) -> str:
-    """One line for the console."""
-    backward = "" if timing.backward_ms != timing.backward_ms else f"  fwd+bwd {timing.backward_ms:9.2f} ms"
-    memory = f"  {timing.memory_mib:8.0f} MiB" if timing.memory_mib else ""
-    name = f"{timing.what:<17}{timing.size:<26}{timing.implementation:<13}"
-    forward = " " * 12 if timing.forward_ms != timing.forward_ms else f"{timing.forward_ms:9.2f} ms"
-    return f"{name}{forward}{backward}{memory}  {timing.note}"
+    """One line for the console; what is unknown is left out."""
+    parts = [f"{timing.what:<20}{timing.size:<28.27}{timing.implementation:<19}"]
+    parts.append(_figure("", timing.forward_ms, timing.floor_forward))
+    parts.append(_figure("fwd+bwd", timing.backward_ms, timing.floor_backward))
+    if not math.isnan(timing.graph_forward_ms):
+        parts.append(f"  graph {timing.graph_forward_ms:.3f} / {timing.graph_backward_ms:.3f} ms")
+    if not math.isnan(timing.step_ms):
+        parts.append(f"  step {timing.step_ms:.1f} ms  {timing.tokens_per_s:,.0f} tokens/s")
+    parts.append(f"  {timing.memory_mib:,.0f} MiB" if timing.memory_mib else "")
+    parts.append(f"  {timing.note}" if timing.note else "")
+    return "".join(parts)
+
+
+def _figure(name: str, ms: float, share: float) -> str:
+    if math.isnan(ms):
+        return ""
+    of_floor = "" if math.isnan(share) else f" ({share:5.1%})"
+    return f"  {name}{' ' if name else ''}{ms:9.3f} ms{of_floor}"
 
 
 def write(results: list[Timing], path: Path) -> None:
-    """Writes all lines as csv."""
+    """Writes all lines as csv; what is unknown stays empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Timing)])
         writer.writeheader()
-        writer.writerows(asdict(result) for result in results)
-    print(f"written  {path}")
+        for result in results:
+            values = asdict(result).items()
+            writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in values})

@@ -1,6 +1,7 @@
-"""The peak memory of one training step of Mamba, ours or transformers', each in a process of its own."""
+"""Memory of a process, and of one training step of Mamba, ours or transformers', each in a process of its own."""
 
 import contextlib
+import ctypes
 import resource
 import subprocess
 import sys
@@ -64,12 +65,13 @@ def measure(name: str, length: int, d_model: int, device: str) -> float:
         torch.cuda.reset_peak_memory_stats()
         step(length)
         return (torch.cuda.max_memory_allocated() - before) / _MIB
-    before = _resident()
+    trim()
+    before = resident()
     step(length)
-    return (_resident(peak=True) - before) / _MIB
+    return (resident(peak=True) - before) / _MIB
 
 
-def _resident(peak: bool = False) -> float:
+def resident(peak: bool = False) -> float:
     """Bytes of this process in memory: now (from where a later peak counts), or at most."""
     status = Path("/proc/self/status")
     if not status.exists():
@@ -80,6 +82,20 @@ def _resident(peak: bool = False) -> float:
             Path("/proc/self/clear_refs").write_text("5")
     key = "VmHWM:" if peak else "VmRSS:"
     return 1024.0 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(key))
+
+
+def trim() -> None:
+    """Gives freed pages back to the system, where the C library can, so that memory in use again counts again."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def available() -> float:
+    """Bytes that could still be used on this machine; infinite where that is not known."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    return float("inf")
 
 
 if __name__ == "__main__":

@@ -1,123 +1,185 @@
-"""Every operator forward and forward + backward, and Mamba beside transformers' own: speed and memory."""
+"""Every operator in each of its implementations beside whichever peers can be imported: time, memory, share of the floor."""
 
 import fnmatch
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from longseq.pipelines import bench
+import torch
+from torch import Tensor
+
+from longseq.errors import ConfigError
+from longseq.pipelines import bench, bench_clock
 from longseq.pipelines.bench import Options, Timing
+from longseq.pipelines.bench_cases import Case, Make, Outputs, Peer, make_case
 from longseq.pipelines.bench_memory import PEERS, build_mamba, peak_mib
+from longseq.pipelines.bench_peers import peers_of
+from longseq.pipelines.bench_sizes import OPERATORS, Size, show, sizes_of
+
+NAN = float("nan")
+# Above this a launch's few microseconds are no share of the whole.
+_RECORD_BELOW_MS = 2.0
+
+
+@dataclass
+class Entrant:
+    """One row to be: a way of computing an operator, and what was found of it."""
+
+    name: str
+    make: Callable[[], Peer]
+    note: str = ""
+    recordable: bool = True
+    compiles: bool = True
+    function: Callable[..., Outputs] | None = None
+    leaves: list[Tensor] = field(default_factory=list)
+    slopes: tuple[Tensor, ...] = ()
+    warm_ms: list[float] = field(default_factory=list)
+    found: dict[str, float] = field(default_factory=dict)
+
+    def forward(self, *leaves: Tensor) -> Any:
+        """Without gradients."""
+        assert self.function is not None
+        with torch.no_grad():
+            return self.function(*(leaves or self.leaves))
+
+    def both(self, *leaves: Tensor) -> Any:
+        """Forward and backward, through every input."""
+        assert self.function is not None
+        inputs = list(leaves or self.leaves)
+        return torch.autograd.grad(_outputs(self.function(*inputs)), inputs, self.slopes, allow_unused=True)
 
 
 def time_operators(options: Options, device: str) -> Iterator[Timing]:
-    """Every operator at the lengths asked for, then Mamba beside transformers' implementation."""
-    import torch
-
-    cases = operator_cases(options.d_model, device)
-    for length in bench.lengths_of(options):
-        for name, make in cases.items():
-            if fnmatch.fnmatch(name, options.name):
-                torch.manual_seed(0)
-                function, inputs = make(length)
-                yield time_function(name, f"B1 L{length} D{options.d_model}", "longseq", function, inputs, device)
-        if fnmatch.fnmatch("mamba", options.name):
-            yield from time_mamba(options, length, device)
-
-
-def time_function(
-    what: str, size: str, implementation: str, function: Callable[..., Any], inputs: list[Any], device: str
-) -> Timing:
-    """Forward, and forward + backward through every input."""
-    import torch
-
-    def backward() -> None:
-        for tensor in inputs:
-            tensor.grad = None
-        outputs = function(*inputs)
-        first = outputs[0] if isinstance(outputs, tuple) else outputs
-        first.float().square().sum().backward()
-
-    def forward() -> None:
-        with torch.no_grad():
-            function(*inputs)
-
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    forward_ms, backward_ms = bench.median_ms(forward, device), bench.median_ms(backward, device)
-    memory = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else 0.0
-    return Timing(what, size, implementation, forward_ms, backward_ms, memory)
+    """Every operator at its sizes; first the speed of a copy, which the floors are measured by."""
+    pattern = options.op or options.name
+    if not fnmatch.filter(OPERATORS, pattern):
+        raise ConfigError(f"no operator is called {pattern!r}. Operators: {', '.join(OPERATORS)}")
+    sizes = sizes_of(options.size, device, bench.lengths_of(options), options.d_model)
+    bandwidth = bench_clock.copy_bandwidth(device)
+    yield Timing("copy", f"{bandwidth / 1e9:,.0f} GB/s", "torch", NAN, note=bench.device_name(device))
+    for operator in fnmatch.filter(OPERATORS, pattern):
+        for size in sizes[operator]:
+            if operator == "mamba":
+                yield from time_mamba(size, options, device)
+            else:
+                yield from time_size(operator, size, options, device, bandwidth)
 
 
-def operator_cases(d: int, device: str) -> dict[str, Callable[[int], tuple[Callable[..., Any], list[Any]]]]:
-    """For each operator a function of the length that gives the call and its inputs."""
-    import torch
-    from torch.nn import functional as F
-
-    from longseq.ops.causal_conv1d import causal_conv1d
-    from longseq.ops.diagonal_ssm import diagonal_ssm
-    from longseq.ops.fft_conv import fft_conv
-    from longseq.ops.selective_scan import selective_scan
-    from longseq.ops.ssd import ssd
-    from longseq.ops.window_attention import window_attention
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, device=device, requires_grad=True)
-
-    def decay(*shape: int) -> torch.Tensor:
-        return (-torch.rand(*shape, device=device) - 0.5).requires_grad_()
-
-    def rate(*shape: int) -> torch.Tensor:
-        return F.softplus(torch.randn(*shape, device=device) - 3).requires_grad_()
-
-    heads, width = max(1, d // 64), min(64, d)
-    return {
-        "selective_scan": lambda length: (
-            selective_scan,
-            [random(1, length, d), rate(1, length, d), decay(d, 16), random(1, length, 16), random(1, length, 16), random(d)],
-        ),
-        "ssd": lambda length: (
-            ssd,
-            [
-                random(1, length, heads, width),
-                rate(1, length, heads),
-                decay(heads),
-                random(1, length, 1, 64),
-                random(1, length, 1, 64),
-            ],
-        ),
-        "diagonal_ssm": lambda length: (
-            diagonal_ssm,
-            [random(1, length, d), rate(d), decay(d, 32), random(d, 32), random(d, 32, 2)],
-        ),
-        "fft_conv": lambda length: (fft_conv, [random(1, length, d), random(d, length), random(d)]),
-        "causal_conv1d": lambda length: (causal_conv1d, [random(1, length, d), random(d, 4), random(d)]),
-        "window_attention": lambda length: (
-            lambda q, k, v: window_attention(q, k, v, window=256),
-            [random(1, length, heads, width) for _ in range(3)],
-        ),
-    }
+def time_size(operator: str, size: Size, options: Options, device: str, bandwidth: float) -> Iterator[Timing]:
+    """One operator at one size: every way of computing it, measured in turns."""
+    with bench_clock.freed(device):
+        rows = _time_case(make_case(operator, size, device, bench.dtype_of(options, device)), options, device, bandwidth)
+    yield from rows
 
 
-def time_mamba(options: Options, length: int, device: str) -> Iterator[Timing]:
+def _time_case(case: Case, options: Options, device: str, bandwidth: float) -> list[Timing]:
+    entrants = [warm(entrant, device, options.budget_s) for entrant in entrants_of(case, options, device)]
+    ready = [entrant for entrant in entrants if entrant.warm_ms]
+    quick = [entrant for entrant in ready if "forward" not in entrant.found]
+    for i, key in enumerate(("forward", "backward")):
+        # So many seconds for each row, half of them for each way.
+        seconds, expected_ms = 0.5 * options.budget_s * len(quick), sum(entrant.warm_ms[i] for entrant in quick)
+        calls = [entrant.forward if key == "forward" else entrant.both for entrant in quick]
+        for entrant, median in zip(quick, bench_clock.in_turns(calls, device, seconds, expected_ms), strict=True):
+            entrant.found[key] = median
+    for entrant in quick:
+        record(entrant, device)
+    floors = [1e3 * count / bandwidth for count in case.floor_bytes(ready[0].slopes)] if ready else []
+    return [row(entrant, case, floors) for entrant in entrants]
+
+
+def entrants_of(case: Case, options: Options, device: str) -> list[Entrant]:
+    """Our implementations, or those asked for, and the peers."""
+    asked = options.implementation.split(",") if options.implementation else case.implementations(device)
+    ours = [
+        Entrant(f"longseq {name}", partial(Peer, name, case.call(name), case.leaves), compiles=name != "reference")
+        for name in asked
+    ]
+    return [*ours, *(Entrant(name, make) for name, make in peers_of(case, device))]
+
+
+def warm(entrant: Entrant, device: str, budget_s: float) -> Entrant:
+    """Makes it ready, calls it until nothing is compiled any more, and measures its memory; or says why not.
+
+    What takes longer than its budget is not called again: these are its times.
+    """
+    try:
+        made = entrant.make()
+        entrant.function, entrant.leaves, entrant.note, entrant.recordable = made.call, made.leaves, made.note, made.recordable
+        entrant.slopes = tuple(y.clone() for y in _outputs(entrant.forward()))
+        if entrant.compiles:
+            entrant.both()
+        spent: list[float] = []
+        peak = bench_clock.peak_mib(lambda: spent.append(bench_clock.once_ms(entrant.both, device)), device)
+        entrant.found["memory"] = peak + sum(leaf.numel() * leaf.element_size() for leaf in entrant.leaves) / 2**20
+        entrant.warm_ms = [bench_clock.once_ms(entrant.forward, device), *spent]
+    except Exception as error:
+        # Whatever a peer or a machine without memory raises is that row's result; the others go on.
+        entrant.note, entrant.function, entrant.leaves, entrant.slopes = bench_clock.reason(error), None, [], ()
+        with bench_clock.freed(device):
+            del error
+    if sum(entrant.warm_ms) > 1e3 * budget_s:
+        entrant.found |= dict(zip(("forward", "backward"), entrant.warm_ms, strict=True))
+    return entrant
+
+
+def record(entrant: Entrant, device: str) -> None:
+    """Times of replays, where a call is so short that launching it is a part of its time."""
+    if device != "cuda" or not entrant.recordable or entrant.found["backward"] > 2 * _RECORD_BELOW_MS:
+        return
+    for key, function in (("graph_forward", entrant.forward), ("graph_backward", entrant.both)):
+        with bench_clock.freed(device):
+            again = bench_clock.replay(function, entrant.leaves)
+            if again is not None:
+                entrant.found[key] = bench_clock.in_turns([again], device, 0.2, 1.0)[0]
+
+
+def row(entrant: Entrant, case: Case, floors: list[float]) -> Timing:
+    """What was found of it, as a line of the table."""
+    found, best = entrant.found, [NAN, NAN]
+    for i, key in enumerate(("forward", "backward")):
+        if found.get(key):
+            # Without what the host takes, where that is known.
+            best[i] = floors[i] / min(found[key], found.get(f"graph_{key}", found[key]))
+    return Timing(
+        case.operator,
+        show(case.size),
+        entrant.name,
+        found.get("forward", NAN),
+        found.get("backward", NAN),
+        found.get("memory", 0.0) if entrant.slopes else 0.0,
+        entrant.note,
+        graph_forward_ms=found.get("graph_forward", NAN),
+        graph_backward_ms=found.get("graph_backward", NAN),
+        floor_forward=best[0],
+        floor_backward=best[1],
+    )
+
+
+def _outputs(outputs: Outputs) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def time_mamba(size: Size, options: Options, device: str) -> Iterator[Timing]:
     """Four layers of Mamba, ours and transformers' without its CUDA kernels, forward in one run; then the peak memory."""
-    import torch
-
-    size = f"B1 L{length} D{options.d_model} 4 layers"
-    x = torch.randn(1, length, options.d_model, device=device)
-    first: dict[str, float] = {}
+    d_model, length = size["D"], size["L"]
+    x = Make(device, torch.float32).normal(1, length, d_model).detach()
+    calls: dict[str, Callable[[], Any]] = {}
     for name in PEERS:
-        run = build_mamba(name, options.d_model, device)
-        if run is None:
-            return
-        with torch.no_grad():
-            spent = bench.median_ms(lambda run=run: run(x), device, 3.0)
-        note = f"{spent / first['ms']:.1f} times longseq's" if first else ""
-        first = first or {"ms": spent}
-        yield Timing("mamba", size, name, spent, note=note)
+        run = build_mamba(name, d_model, device)
+        if run is not None:
+            calls[name] = partial(run, x)
+    with torch.no_grad():
+        expected = sum([bench_clock.once_ms(call, device) for call in calls.values() for _ in range(2)][1::2])
+        spent = bench_clock.in_turns(list(calls.values()), device, options.budget_s, expected)
+    first = spent[0]
+    for name, ms in zip(calls, spent, strict=True):
+        note = "" if name == "longseq" else f"{ms / first:.1f} times longseq's"
+        yield Timing("mamba", f"{show(size)} 4 layers", name, ms, note=note)
     # Longer, the peer's backward pass takes minutes.
     length = min(length, 512)
-    size = f"B1 L{length} D{options.d_model} 4 layers"
-    used = {name: peak_mib(name, length, options.d_model, device) for name in PEERS}
+    used = {name: peak_mib(name, length, d_model, device) for name in calls}
     for name, memory in used.items():
         note = "" if name == "longseq" else f"{memory / used['longseq']:.1f} times longseq's"
-        yield Timing("mamba fwd+bwd", size, name, float("nan"), memory_mib=memory, note=note)
+        yield Timing("mamba fwd+bwd", f"B1 L{length} D{d_model} 4 layers", name, NAN, memory_mib=memory, note=note)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from longseq.backbone import Mixer, State, zero_padding
 from longseq.layers.marks import mark
+from longseq.ops.add_norm import add_norm
 from longseq.ops.causal_conv1d import causal_conv1d
 from longseq.ops.ssd import Implementation, ssd, ssd_step
 from longseq.registry import register_backbone
@@ -35,10 +36,7 @@ class GatedRMSNorm(nn.Module):
         self.weight = mark(nn.Parameter(torch.ones(d_inner)), weight_decay=0.0)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        gated = (x.to(dtype) * F.silu(z.to(dtype))).unflatten(-1, (self.n_groups, -1))
-        normed = F.rms_norm(gated, gated.shape[-1:], eps=self.eps).flatten(-2)
-        return (normed * self.weight.to(dtype)).to(x.dtype)
+        return add_norm(x, self.weight, gate=z, kind="rms", eps=self.eps, n_groups=self.n_groups)[0]
 
 
 @register_backbone(

@@ -49,3 +49,26 @@ def test_nothing_labelled_is_nan_as_in_the_plain_loss() -> None:
 def test_slices_cover_every_position_once() -> None:
     found = [i for part in position_chunks(10, 3, 9) for i in range(part.start, part.stop)]
     assert found == list(range(10))
+
+
+def test_one_chunk_is_computed_once_and_several_twice() -> None:
+    head, x_ND, labels_N = TokenHead(4, n_outputs=5), torch.randn(12, 4, requires_grad=True), torch.arange(12) % 5
+    rows: list[int] = []
+
+    def project(x: Tensor) -> Tensor:
+        rows.append(len(x))
+        return head(x)
+
+    chunked_cross_entropy(project, x_ND, labels_N, 5).backward()
+    assert rows == [12]
+    rows.clear()
+    chunked_cross_entropy(project, x_ND, labels_N, 5, logits_at_once=20).backward()
+    assert sorted(rows) == [4] * 6
+
+
+def test_backward_makes_no_gradient_as_long_as_all_positions_for_each_chunk() -> None:
+    x_ND, labels_N = torch.randn(64, 4, requires_grad=True), torch.arange(64) % 5
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profiler:
+        chunked_cross_entropy(TokenHead(4, n_outputs=5), x_ND, labels_N, 5, logits_at_once=20).backward()
+    names = {event.key for event in profiler.key_averages()}
+    assert "SplitBackward0" in names and not any("SliceBackward" in name for name in names)

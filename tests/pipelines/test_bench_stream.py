@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,3 +26,36 @@ def test_latency_of_chunks(
         (name, size) for name in ("mamba", "mamba2") for size in ("20 ms", "40 ms")
     ]
     assert all(float(row["forward_ms"]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize("tokenizer", ["waveform", "mulaw"])
+def test_a_trained_model_is_timed_at_its_own_rate(
+    tokenizer: str, longseq: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Any
+) -> None:
+    monkeypatch.setattr(bench_stream, "HEARD_S", 0.5)
+    task = ["task=lm", "module.generate_clips=0"] if tokenizer == "mulaw" else ["task=classification"]
+    run = trained("domain=audio", *task, f"data.tokenizer={tokenizer}", "backbone=gru", "data.demo_rows=24")
+    for source in (f"run={run}", f"model={run / 'model'}"):
+        assert longseq("bench", "stream", "trainer=cpu", source, "output=out.csv") == 0
+        with (tmp_path / "out.csv").open() as file:
+            (row,) = csv.DictReader(file)
+        assert (row["what"], row["size"]) == ("gru", "20 ms of 4 kHz D16")
+        assert float(row["forward_ms"]) > 0 and "real-time factor" in row["note"] and "p99" in row["note"]
+
+
+def test_what_cannot_be_timed_says_why(
+    longseq: Callable[..., int], trained: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    dna = trained("backbone=gru", "data.demo_rows=20")
+    both = trained("domain=audio", "backbone=gru", "backbone.bidirectional=true", "data.demo_rows=24")
+    cases = [
+        ([f"run={dna}"], "measures models of sound"),
+        ([f"run={both}"], "cannot stream"),
+        ([f"run={dna}", f"model={dna / 'model'}"], "not both"),
+        ([f"run={tmp_path}"], "not a model folder"),
+    ]
+    for options, reason in cases:
+        assert longseq("bench", "stream", "trainer=cpu", *options) == 2
+        assert reason in capsys.readouterr().err
+    assert longseq("bench", "ops", f"run={dna}") == 2
+    assert "longseq bench stream" in capsys.readouterr().err

@@ -1,0 +1,155 @@
+"""Times, memory and the device's own speed: what every benchmark measures with.
+
+On a GPU calls are timed between events, with the second-level cache emptied before each, and what launches cost the host
+shows in the difference to a replay of the same call as a CUDA graph. Calls that are compared are made in turns, so that
+whatever else the machine does meets all of them alike; figures are medians.
+"""
+
+import contextlib
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longseq.pipelines.bench_memory import resident, trim
+
+Call = Callable[[], Any]
+NAN = float("nan")
+# More than the second-level cache of any GPU, in bytes.
+_CACHE = 256 * 2**20
+_MOST_ROUNDS = 50
+_MIB = 2.0**20
+
+
+def once_ms(call: Call, device: str) -> float:
+    """One call's time, in milliseconds: between events on a GPU, by the clock on a CPU."""
+    if device != "cuda":
+        started = time.perf_counter()
+        call()
+        return (time.perf_counter() - started) * 1e3
+    _flush()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end)
+
+
+def in_turns(calls: Sequence[Call], device: str, seconds: float, expected_ms: float) -> list[float]:
+    """Medians in milliseconds of calls made in turns, after a warm-up that was made elsewhere.
+
+    Args:
+        calls: what is compared.
+        device: cpu or cuda.
+        seconds: for all of them together; each is made at least once, and 3 times if that takes no more than thrice this.
+        expected_ms: what one turn took in the warm-up.
+    """
+    if not calls:
+        return []
+    fitting = int(1e3 * seconds / max(expected_ms, 1e-3))
+    rounds = min(_MOST_ROUNDS, max(fitting, 3 if fitting else 1))
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, column in zip(calls, times, strict=True):
+            with contextlib.suppress(torch.OutOfMemoryError):
+                # Alone it had the memory; beside the others' inputs it may not.
+                column.append(once_ms(call, device))
+    return [statistics.median(column) if column else NAN for column in times]
+
+
+def copy_bandwidth(device: str) -> float:
+    """Bytes a second, read and written together, of a copy much larger than the caches."""
+    count = 2**28 if device == "cuda" else 2**25
+    source = torch.zeros(count, device=device)
+    target = torch.empty_like(source)
+
+    def copy() -> None:
+        target.copy_(source)
+
+    copy()
+    spent = statistics.median(once_ms(copy, device) for _ in range(9))
+    return 2 * source.numel() * source.element_size() / (spent * 1e-3)
+
+
+def peak_mib(call: Call, device: str) -> float:
+    """What a call takes at most beyond what stood in memory before it; of a CPU's, where it is known, the process's pages."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / _MIB
+    trim()
+    before = resident()
+    call()
+    return max(0.0, resident(peak=True) - before) / _MIB
+
+
+def replay(function: Callable[..., Any], leaves: Sequence[Tensor]) -> Call | None:
+    """The call recorded as a CUDA graph, to be replayed; None where it cannot be recorded.
+
+    Recording wants everything on one stream that is not the default one, so the inputs are copied there.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.stream(stream):
+            own = [leaf.detach().clone().requires_grad_(leaf.requires_grad) for leaf in leaves]
+            for _ in range(3):
+                function(*own)
+        torch.cuda.synchronize()
+        gc.collect()
+        with torch.cuda.graph(graph, stream=stream):
+            kept = function(*own)
+    except Exception:
+        # A call that waits for the host, or has no memory for a second set of inputs; peers raise anything.
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.synchronize()
+        return None
+
+    def again(_held: Any = (own, kept)) -> None:
+        graph.replay()
+
+    return again
+
+
+@contextlib.contextmanager
+def freed(device: str) -> Iterator[None]:
+    """Gives back what was used within, also after it ran out of memory."""
+    try:
+        yield
+    finally:
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or, for what asks for more than there is, on a CPU."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)
+
+
+def reason(error: BaseException) -> str:
+    """A line for the table instead of a time."""
+    if is_out_of_memory(error):
+        return "out of memory"
+    first = str(error).strip().split("\n")[0]
+    return f"failed: {type(error).__name__}: {first[:120]}"
+
+
+_flushed: dict[int, Tensor] = {}
+
+
+def _flush() -> None:
+    """Fills the second-level cache with something else."""
+    device = torch.cuda.current_device()
+    if device not in _flushed:
+        _flushed[device] = torch.empty(_CACHE, dtype=torch.int8, device="cuda")
+    _flushed[device].zero_()
