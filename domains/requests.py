@@ -16,6 +16,8 @@ import numpy as np
 from longseq.domains.base import DomainData
 from longseq.errors import DataError
 
+# Of an uploaded table.
+MOST_COLUMNS = 10_000
 # Builds the data module for one file that the server wrote, and reads it.
 OpenFile = Callable[[Path, Mapping[str, Any]], DomainData]
 
@@ -89,6 +91,17 @@ class Requests(ABC):
         with path.open("rb") as file:
             if file.read(2) == b"\x1f\x8b":
                 raise DataError("compressed files are not taken: unpack it first")
+
+    def check_table(self, path: Path, most_lines: int) -> None:
+        """Raises DataError for tables with more columns or lines than any that makes sense; parsers take minutes for such."""
+        with path.open("rb") as file:
+            first = file.readline()
+            columns = 1 + max(first.count(separator) for separator in (b",", b"\t", b";"))
+            if columns > MOST_COLUMNS:
+                raise DataError(f"{path.name}: {columns} columns in the first line, at most {MOST_COLUMNS} are allowed")
+            lines = 1 + sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b""))
+        if lines > most_lines:
+            raise DataError(f"{path.name}: {lines} lines, at most {most_lines} are allowed: send several files")
 
     def file_names(self, data: DomainData, count: int) -> list[dict[str, Any]]:
         """What identifies each row of a file."""

@@ -63,6 +63,9 @@ class PartialTable:
     @contextlib.contextmanager
     def opened(self) -> Iterator["PartialTable"]:
         """Holds the partial file, so that no other command writes it meanwhile."""
+        if self.in_place:
+            yield self
+            return
         mode = "r+b" if self.partial.exists() else "w+b"
         with self.partial.open(mode) as file:
             lock(file, self.path)
@@ -72,6 +75,13 @@ class PartialTable:
             file.seek(self.bytes)
             self._file = file
             yield self
+
+    @property
+    def in_place(self) -> bool:
+        """Whether a command was killed behind its very last step but one: all is written, and has its name already."""
+        if self.done < self.n_parts or not self.bytes or self.partial.exists() or not self.path.is_file():
+            return False
+        return self.path.stat().st_size == self.bytes
 
     def add(self, table: pd.DataFrame) -> None:
         """Writes the next part, then notes that it is there.
@@ -109,6 +119,9 @@ class PartialTable:
 
     def finish(self) -> None:
         """The whole table takes its place."""
+        if self.in_place:
+            self._remove()
+            return
         if self.format == ".parquet":
             joined = self.path.with_name(f".{self.path.name}.joined")
             join_parquet(self.partial, joined)

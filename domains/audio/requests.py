@@ -18,6 +18,8 @@ from longseq.errors import DataError
 
 # Resampling between two rates costs their product, once common factors are taken out: 44,100 to 16,000 Hz is 441 x 160.
 COSTLIEST = 4_000_000
+# Of all channels of a file before it is resampled: 256 MB.
+MOST_VALUES = 2**26
 
 
 class Requests(BaseRequests):
@@ -67,6 +69,12 @@ class Requests(BaseRequests):
     def check_file(self, path: Path) -> None:
         super().check_file(path)
         header = read_header(path)
+        # Silence packs well: a megabyte of flac may hold hours of many channels.
+        if header.n_frames * header.n_channels > MOST_VALUES:
+            raise DataError(
+                f"{path.name}: {header.n_frames} samples in {header.n_channels} channels, at most {MOST_VALUES} in all of them "
+                "are allowed"
+            )
         self.check_sound(header.n_frames, header.sample_rate_hz)
 
     def chunk(self, message: Mapping[str, Any] | bytes) -> np.ndarray:

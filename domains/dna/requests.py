@@ -1,6 +1,7 @@
 """Sequences that clients of a served model send: letters in JSON, or files."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -44,6 +45,17 @@ class Requests(BaseRequests):
         self.check_length(len(letters), name, "letters")
         return NucleotideTokenizer().encode(letters, name=name).astype(np.int64)
 
+    def check_file(self, path: Path) -> None:
+        super().check_file(path)
+        if path.suffix in (".csv", ".tsv", ".txt"):
+            self.check_table(path, 2 + self.max_rows)
+            return
+        mark = b"\n>" if path.suffix in FASTA_SUFFIXES else b"\n@"
+        data = path.read_bytes()
+        # Qualities of FASTQ may begin with an @ as well: every second one at most.
+        count = 1 + data.count(mark)
+        self.check_rows(count if mark == b"\n>" else count // 2)
+
     def chunk(self, message: Mapping[str, Any] | bytes) -> np.ndarray:
         if isinstance(message, bytes):
             letters = message.decode("latin-1")
@@ -52,6 +64,23 @@ class Requests(BaseRequests):
         else:
             raise DataError(f'a message must be letters, or {{"sequence": "ACGT"}}; found the keys {", ".join(message) or "-"}')
         return self.ids(letters, "sequence")
+
+    def more(self, outputs: np.ndarray, names: Mapping[str, Any]) -> dict[str, Any]:
+        del names
+        if self.config.get("task") == "profile":
+            return {"bin_size": self.config["head"]["bin_size"]}
+        return {"stretches": self.stretches(outputs)} if self.config.get("task") == "base_labels" else {}
+
+    def stretches(self, chances_LO: np.ndarray) -> list[dict[str, Any]]:
+        """Stretches of one label, without those of the background; counted from 0, the end excluded."""
+        labels, said = self.config["labels"], chances_LO.argmax(1)
+        starts = np.flatnonzero(np.diff(said, prepend=-1))
+        ends = np.append(starts[1:], len(said))
+        return [
+            {"start": int(start), "end": int(end), "label": labels[said[start]]}
+            for start, end in zip(starts, ends, strict=True)
+            if labels[said[start]] != self.config.get("background")
+        ]
 
     def example(self) -> dict[str, Any]:
         return {"sequence": "GATTACA" * 8}

@@ -118,6 +118,11 @@ class Requests(BaseRequests):
         frequency: Frequency = parse_frequency(name)
         return [str(time) for time in frequency.after(START, np.arange(count))]
 
+    def check_file(self, path: Path) -> None:
+        super().check_file(path)
+        # A header and an empty line at the end come on top.
+        self.check_table(path, 2 + (self.max_rows if self.labelled else self.max_length))
+
     def file_names(self, data: DomainData, count: int) -> list[dict[str, Any]]:
         rows = data.splits["predict"]
         if not isinstance(rows, WindowRows):

@@ -8,8 +8,8 @@ import numpy as np
 from longseq.domains.requests import Requests
 from longseq.pipelines.serving.limits import Refusal
 
-# Tasks whose pooled answer, and those whose answers per position, a stream can give.
-STREAMED = ("classification", "multilabel", "regression", "frames", "ctc", "lm")
+# Tasks whose numbers at each position belong to labels, which stand beside them.
+NAMED = ("frames", "base_labels", "profile")
 
 
 class Answers:
@@ -48,7 +48,7 @@ class Answers:
         """The answer as the task's own numbers, for a piece of a stream or where a task needs nothing else."""
         if self.task not in ("classification", "multilabel", "regression"):
             found: dict[str, Any] = {self.output: plain(outputs)}
-            return {"labels": self._labels(outputs.shape[-1]), **found} if self.task == "frames" else found
+            return {"labels": self._labels(outputs.shape[-1]), **found} if self.task in NAMED else found
         labels = self._labels(len(outputs))
         if not np.isfinite(outputs).all():
             raise Refusal(422, "the model's answer is not a number: the input holds values far from those of its training data")

@@ -1,8 +1,10 @@
 """What every request passes before anything of it is read: token, origin, number of requests, size and pace of its body."""
 
 import asyncio
+import hashlib
 import hmac
 import json
+import time
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
@@ -13,6 +15,8 @@ from longseq.pipelines.serving.limits import Limits, Refusal
 
 # The page, its description and the state of the server hold nothing of the model.
 OPEN = ("/", "/health", "/docs", "/openapi.json")
+# Bytes a second that a body must come at, once `idle_s` have passed.
+SLOWEST = 1024
 
 
 class ClientGone(Exception):  # noqa: N818  what happened, no error
@@ -30,7 +34,8 @@ class Gate:
 
     def __init__(self, app: ASGIApp, *, limits: Limits, token: str | None) -> None:
         self.app, self.limits, self.token = app, limits, token
-        self.active = 0
+        # Requests that are being answered, and bytes of bodies that are here.
+        self.active = self.held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,47 +56,92 @@ class Gate:
             return
 
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.active >= self.limits.max_concurrent:
-            raise Refusal(
-                429, f"{self.active} requests are being answered, at most {self.limits.max_concurrent} are: try again"
-            )
-        self.active += 1
+        self._check_room()
+        arriving = Arriving()
         try:
-            body = await self._body(Headers(scope=scope), receive)
-
-            async def replay() -> Message:
-                nonlocal body
-                if body is None:
-                    return await receive()
-                whole, body = body, None
-                return {"type": "http.request", "body": whole, "more_body": False}
-
-            await self.app(scope, replay, send)
+            await self._receive(Headers(scope=scope), receive, arriving)
+            # Others may have come meanwhile; who only sends takes nobody's place.
+            self._check_room()
+            self.active += 1
+            try:
+                await self.app(scope, replayed(arriving, receive), send)
+            finally:
+                self.active -= 1
         finally:
-            self.active -= 1
+            self.held -= arriving.size
 
-    async def _body(self, headers: Headers, receive: Receive) -> bytes | None:
-        most = self.limits.max_body
+    def _check_room(self) -> None:
+        most = self.limits.max_concurrent
+        if self.active >= most:
+            raise Refusal(429, f"{self.active} requests are being answered, at most {most} are: try again")
+        if self.held > most * self.limits.max_body:
+            raise Refusal(429, f"bodies of {self.held // 2**20} MiB are being received, which is the most: try again")
+
+    async def _receive(self, headers: Headers, receive: Receive, arriving: "Arriving") -> None:
+        """Reads a body, as long as it is neither too large nor too slow."""
+        most, idle = self.limits.max_body, self.limits.idle_s
         reason = f"the body is larger than {self.limits.max_body_mb:g} MiB: send less at once"
         said = headers.get("content-length", "")
-        if said.isdigit() and int(said) > most:
+        if said.isdigit() and int(said[:20]) > most:
             raise Refusal(413, reason)
-        if headers.get("content-encoding", "identity") != "identity":
+        if headers.get("content-encoding", "identity").lower() != "identity":
             raise Refusal(415, f"Content-Encoding: {headers['content-encoding'][:40]} is not taken: send the body as it is")
-        parts, size = [], 0
+        began = time.monotonic()
         while True:
             try:
-                message = await asyncio.wait_for(receive(), self.limits.idle_s)
+                message = await asyncio.wait_for(receive(), idle)
             except TimeoutError:
-                raise Refusal(408, f"no byte of the body came for {self.limits.idle_s:g} seconds") from None
+                raise Refusal(408, f"no byte of the body came for {idle:g} seconds") from None
             if message["type"] == "http.disconnect":
                 raise ClientGone
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > most:
+            part = message.get("body", b"")
+            self.held += len(part)
+            if arriving.add(part) > most:
                 raise Refusal(413, reason)
             if not message.get("more_body", False):
-                return b"".join(parts)
+                return
+            self._check_room()
+            if time.monotonic() - began > idle + arriving.size / SLOWEST:
+                raise Refusal(408, f"the body came at less than {SLOWEST} bytes a second")
+
+
+class Arriving:
+    """A body that is being received.
+
+    Attributes:
+        parts: of it.
+        size: in bytes.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+        self.size = 0
+
+    def add(self, part: bytes) -> int:
+        """Takes the next part; the size so far."""
+        self.parts.append(part)
+        self.size += len(part)
+        return self.size
+
+    def whole(self) -> bytes:
+        """The body, which is kept no longer."""
+        body = b"".join(self.parts)
+        self.parts = []
+        return body
+
+
+def replayed(arriving: Arriving, receive: Receive) -> Receive:
+    """A `receive` that gives the body at once, then whatever the connection says."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": arriving.whole(), "more_body": False}
+
+    return replay
 
 
 def check_token(headers: Mapping[str, str], token: str | None) -> None:
@@ -105,7 +155,9 @@ def check_token(headers: Mapping[str, str], token: str | None) -> None:
 
 def same(given: str, token: str) -> bool:
     """Whether two tokens are equal, in a time that does not say where they differ."""
-    return hmac.compare_digest(given.encode("utf-8", "replace"), token.encode("utf-8", "replace"))
+    # Digests have one length, so that not even that of the token shows.
+    mine, theirs = (hashlib.sha256(text.encode("utf-8", "replace")).digest() for text in (token, given))
+    return hmac.compare_digest(mine, theirs)
 
 
 def check_origin(headers: Mapping[str, str]) -> None:

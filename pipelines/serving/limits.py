@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+LONGEST_REASON = 1000
+
 
 class Refusal(Exception):  # noqa: N818  an answer, no error
     """An answer that is no prediction.
@@ -13,7 +15,8 @@ class Refusal(Exception):  # noqa: N818  an answer, no error
 
     def __init__(self, status: int, reason: str) -> None:
         super().__init__(reason)
-        self.status, self.reason = status, reason
+        # Reasons repeat what a client sent, which may be long.
+        self.status, self.reason = status, reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ..."
 
     @property
     def headers(self) -> dict[str, str]:
@@ -31,8 +34,9 @@ class Limits:
         max_body_mb: of a request, in MiB; also of a message in a stream.
         max_length: tokens or samples of one input.
         max_rows: inputs of one request.
-        max_concurrent: requests that are being received or answered at the same time.
+        max_concurrent: requests that are being answered at the same time.
         max_streams: open streams.
+        max_connections: open at the same time, those that ask for nothing among them.
         timeout_s: until a request must be answered.
         idle_s: without a byte from a client that is sending, or without a message in a stream.
     """
@@ -42,6 +46,7 @@ class Limits:
     max_rows: int
     max_concurrent: int
     max_streams: int
+    max_connections: int
     timeout_s: float
     idle_s: float
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -98,7 +99,7 @@ def json_object(body: bytes | str) -> dict[str, Any]:
     if not data.strip():
         raise Refusal(422, "the body is empty, a JSON object was expected")
     try:
-        found = json.loads(data)
+        found = json.loads(data, object_pairs_hook=without_repeats)
     except RecursionError:
         raise Refusal(422, "the JSON is nested too deeply") from None
     except UnicodeDecodeError as error:
@@ -108,4 +109,17 @@ def json_object(body: bytes | str) -> dict[str, Any]:
         raise Refusal(422, f"the body is not valid JSON: {str(error)[:160]}") from None
     if not isinstance(found, dict):
         raise Refusal(422, f"the body must be a JSON object, found {type(found).__name__}")
+    return found
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of two values for one key, one would be dropped without a word.
+
+    Raises:
+        ValueError: if a key stands there twice.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice[:60]!r} stands there twice")
     return found

@@ -11,18 +11,17 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from longseq.checkpoint import read_config
 from longseq.domains.base import DomainData
 from longseq.domains.requests import Asked, Requests
 from longseq.errors import CheckpointError, ConfigError, LongseqError
-from longseq.inference import OUTPUTS, Inference, Port
+from longseq.inference import Inference, Port
 from longseq.pipelines.cli import nearest
 from longseq.pipelines.run_folder import MODEL
-from longseq.pipelines.serving.answers import STREAMED, Answers
+from longseq.pipelines.serving.answers import Answers
+from longseq.pipelines.serving.folder import cannot_stream, check_folder
 from longseq.pipelines.serving.limits import Limits, Refusal
 from longseq.pipelines.serving.payload import Upload
 from longseq.pipelines.trained import Trained
-from longseq.streaming import Stream
 from longseq.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -198,7 +197,7 @@ def limits(cfg: DictConfig, model_length: int | None) -> Limits:
     Raises:
         ConfigError: for an option out of range.
     """
-    numbers = ("max_body_mb", "max_rows", "max_concurrent", "max_streams", "timeout_s", "idle_s")
+    numbers = ("max_body_mb", "max_rows", "max_concurrent", "max_streams", "max_connections", "timeout_s", "idle_s")
     for name in (*numbers, "max_length", "max_batch_size", "max_batch_tokens", "threads"):
         optional = name in ("max_length", "threads")
         if not (optional and cfg[name] is None) and not (isinstance(cfg[name], (int, float)) and cfg[name] > 0):
@@ -208,36 +207,6 @@ def limits(cfg: DictConfig, model_length: int | None) -> Limits:
             raise ConfigError(f"{name} must be a number of seconds, found {cfg[name]!r}")
     longest = min(x for x in (cfg.max_length, model_length, None if cfg.max_length else LONGEST) if x is not None)
     return Limits(**{name: cfg[name] for name in numbers}, max_length=int(longest))
-
-
-def check_folder(folder: Path) -> None:
-    """Raises CheckpointError for folders of exported graphs alone, and for tasks that this version does not know."""
-    if not (folder / "model.safetensors").is_file() and any(folder.glob("model.*")):
-        found = ", ".join(sorted(path.name for path in folder.glob("model.*")))
-        raise CheckpointError(
-            f"{folder} holds {found}, longseq serve needs config.json and model.safetensors: export with format=safetensors, "
-            "or name the run folder"
-        )
-    config = read_config(folder)
-    task = config.get("task")
-    if task is not None and task not in OUTPUTS:
-        raise CheckpointError(f"{folder}/config.json has task={task!r}; this version answers for {', '.join(OUTPUTS)}")
-    domain = config.get("domain")
-    if not isinstance(domain, str) or not domain.isidentifier():
-        raise CheckpointError(f"{folder}/config.json has domain={domain!r}, which is no domain's name")
-
-
-def cannot_stream(inference: Inference) -> str | None:
-    """Why a model has no `/stream`; None if it has one."""
-    if inference.task not in STREAMED:
-        return f"task={inference.task} answers whole inputs"
-    if inference.rc_average:
-        return "the model averages both strands, which needs the whole sequence (rc_average=false serves one)"
-    try:
-        Stream(inference.model)
-    except (ValueError, RuntimeError) as error:
-        return str(error)
-    return None
 
 
 def fits(row: np.ndarray, port: Port) -> bool:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.websockets import WebSocketDisconnect
 
+from longseq.pipelines.serving.description import ERRORS, request_description
 from longseq.pipelines.serving.gate import check_origin, check_token
 from longseq.pipelines.serving.limits import Refusal
 from longseq.pipelines.serving.payload import MEDIA_TYPES, json_object, uploads
@@ -115,7 +115,7 @@ class Routes:
             code = {413: TOO_BIG, 429: TRY_LATER, 503: TRY_LATER}.get(refusal.status, POLICY)
             # The client may have gone meanwhile.
             with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-                await socket.send_text(dumped({"error": refusal.reason, "status": refusal.status}))
+                await self._send(socket, {"error": refusal.reason, "status": refusal.status})
                 await socket.close(code)
         finally:
             if uid in self.server.open_streams:
@@ -150,10 +150,17 @@ class Routes:
             answer = {"start": position, "end": int(positions), **self._piece(outputs)}
             position = int(positions)
             if finish:
-                await socket.send_text(dumped({**answer, "finished": True}))
+                await self._send(socket, {**answer, "finished": True})
                 await socket.close(1000)
                 return
-            await socket.send_text(dumped(answer))
+            await self._send(socket, answer)
+
+    async def _send(self, socket: WebSocket, answer: dict[str, Any]) -> None:
+        """Sends an answer; a client that does not read is taken for gone."""
+        try:
+            await asyncio.wait_for(socket.send_text(dumped(answer)), self.served.limits.idle_s)
+        except TimeoutError:
+            raise WebSocketDisconnect(1006) from None
 
     def _piece(self, outputs: Any) -> dict[str, Any]:
         """The answers of a piece; a pooled one has none before the first position is complete."""
@@ -215,50 +222,3 @@ async def broken(request: Request, error: Exception) -> Response:
     """A fault of the server's own; uvicorn logs it."""
     del request
     return JSONResponse({"error": f"the server failed ({type(error).__name__}); its log says more"}, status_code=500)
-
-
-# -- the description
-
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": text,
-        "content": {"application/json": {"example": {"error": "what was found and what was expected"}}},
-    }
-    for status, text in {
-        401: "the token is missing or wrong",
-        413: "the body is too large",
-        415: "a kind of body or file that is not taken",
-        422: "the input is wrong; `error` says where",
-        429: "too many requests at once; `Retry-After` says when to try again",
-        503: "the model is being loaded",
-        504: "no answer in time",
-    }.items()
-}
-
-
-def request_description(server: "ModelServer") -> dict[str, Any]:
-    """What `/predict` takes, in OpenAPI's words."""
-    requests = server.served.requests
-    keys = {key: {"description": text} for key, text in requests.keys.items()}
-    content: dict[str, Any] = {
-        "application/json": {"schema": {"type": "object", "properties": keys}, "example": requests.example()},
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "properties": {"file": {"type": "string", "format": "binary", "description": endings(requests.suffixes)}},
-            }
-        },
-    }
-    full = {
-        "name": "full",
-        "in": "query",
-        "schema": {"type": "boolean"},
-        "description": "1: also what is large, such as the logits of language models",
-    }
-    return {"requestBody": {"required": True, "content": content}, "parameters": [full]}
-
-
-def endings(suffixes: Sequence[str]) -> str:
-    """What files may be sent."""
-    return f"files ending in {', '.join(suffixes)}"

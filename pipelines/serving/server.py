@@ -11,7 +11,6 @@ import itertools
 import logging
 import os
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator
 from multiprocessing import get_context
@@ -24,7 +23,8 @@ from fastapi import FastAPI
 from litserve.transport.factory import create_transport_from_config
 from litserve.utils import WorkerSetupStatus
 
-from longseq.errors import ConfigError, LongseqError
+from longseq.errors import LongseqError
+from longseq.pipelines.serving.connections import bounded, brief, listen, room_for
 from longseq.pipelines.serving.gate import Gate
 from longseq.pipelines.serving.lifetime import outlive_nobody
 from longseq.pipelines.serving.limits import Refusal
@@ -186,15 +186,8 @@ class ModelServer(ls.LitServer):
             self._start_worker()
             bound = listener.getsockname()[1]
             announce(f"http://{f'[{host}]' if ':' in host else host}:{bound}")
-            config = uvicorn.Config(
-                self.app,
-                log_level="warning",
-                timeout_graceful_shutdown=int(grace_s),
-                ws_max_size=self.served.limits.max_body,
-                ws_ping_interval=20.0,
-                server_header=False,
-            )
-            self.http = uvicorn.Server(config)
+            room_for(self.served.limits.max_connections)
+            self.http = uvicorn.Server(self.http_config(grace_s))
             with contextlib.suppress(KeyboardInterrupt, SystemExit):
                 self.http.run(sockets=[listener])
             return 1 if len(self.restarts) > MOST_RESTARTS else 0
@@ -204,6 +197,21 @@ class ModelServer(ls.LitServer):
             listener.close()
             self._stop_worker()
             signal.signal(signal.SIGTERM, previous)
+
+    def http_config(self, grace_s: float) -> uvicorn.Config:
+        """How clients are listened to."""
+        limits = self.served.limits
+        found = uvicorn.Config(
+            self.app,
+            http=bounded(limits),
+            log_level="warning",
+            timeout_graceful_shutdown=int(grace_s),
+            ws_max_size=limits.max_body,
+            ws_ping_interval=20.0,
+            server_header=False,
+        )
+        logging.getLogger("uvicorn.error").addFilter(brief)
+        return found
 
     def _start_worker(self) -> None:
         self.manager = SyncManager(ctx=get_context("spawn"))
@@ -236,19 +244,3 @@ def stop(number: int, frame: Any) -> None:
     """What SIGTERM does."""
     del number, frame
     raise SystemExit(0)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        ConfigError: if there is no such interface, or the port is taken.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(
-            f"cannot listen on host={host} port={port}: {why}; choose another port=, or port=0 for a free one"
-        ) from None

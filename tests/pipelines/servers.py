@@ -31,11 +31,11 @@ DEMOS = {
 }
 
 
-def trained(folder: Path, domain: str) -> Path:
-    """The run folder of a model after one step on the domain's demo."""
+def trained(folder: Path, domain: str, *options: str) -> Path:
+    """The run folder of a model after one step on the domain's demo; with options, of one of its other tasks."""
     if not folder.is_dir():
         with pytest.raises(SystemExit) as exit_info:
-            main(["fit", f"domain={domain}", *TINY, *DEMOS[domain], f"run_dir={folder}"])
+            main(["fit", f"domain={domain}", *TINY, *(options or DEMOS[domain]), f"run_dir={folder}"])
         assert not exit_info.value.code
     return folder
 
@@ -177,8 +177,9 @@ def within(model: Path, token: str | None = None, **options: Any) -> Iterator[Cl
     import uvicorn
     from omegaconf import OmegaConf
 
+    from longseq.pipelines.serving.connections import listen
     from longseq.pipelines.serving.reader import Served
-    from longseq.pipelines.serving.server import ModelServer, listen
+    from longseq.pipelines.serving.server import ModelServer
     from longseq.pipelines.serving.worker import LengthLoop, ModelAPI
 
     cfg: Any = OmegaConf.merge(OmegaConf.load(CONFIGS / "serve.yaml"), {"model": str(model), "device": "cpu", **options})
@@ -196,7 +197,7 @@ def within(model: Path, token: str | None = None, **options: Any) -> Iterator[Cl
     server._transport, server.inference_workers, server.workers_setup_status = carrier, [worker], {}
     worker.start()
     listener = listen("127.0.0.1", 0)
-    server.http = uvicorn.Server(uvicorn.Config(server.app, log_level="error"))
+    server.http = uvicorn.Server(server.http_config(5))
     running = threading.Thread(target=server.http.run, kwargs={"sockets": [listener]}, daemon=True)
     running.start()
     while not server.http.started:

@@ -80,6 +80,8 @@ def test_images_are_made_up_and_filled_in(longseq: Command, trained: Any, tmp_pa
         (["run=LONG", "max_new_tokens=500"], "64 positions"),
         (["run=nowhere"], "not a run folder"),
         (["model=LM"], "not a model folder"),
+        (["run=LM", "--device=cuda:99"], "device=cuda:99, but torch sees"),
+        (["run=LM", "device=meta"], "found 'meta'"),
     ],
 )
 def test_bad_commands_are_answered(

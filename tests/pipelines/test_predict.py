@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -351,39 +350,80 @@ def reads(tmp_path: Path) -> Path:
     return path
 
 
+# Each command is a process of its own, which dies at a certain moment as if the machine had lost its power.
 KILLED = """
 import os, signal
+from pathlib import Path
+import longseq.domains.dna.module, longseq.domains.dna.datamodule, longseq.pipelines.predict
 from longseq.pipelines import prediction_files
 from longseq.pipelines.cli import main
 
-write, calls = prediction_files.write_atomically, []
+Table = prediction_files.PartialTable
 
-def dies(path, text):
-    calls.append(path)
-    if len(calls) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(path, text)
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
 
-prediction_files.write_atomically = dies
-main({args!r})
+def not_noted():
+    write, calls = prediction_files.write_atomically, []
+    def note(path, text):
+        calls.append(path)
+        die() if len(calls) == 4 else write(path, text)
+    prediction_files.write_atomically = note
+
+def half_a_part():
+    encoded = Table._encoded
+    def half(self, table, first):
+        data = encoded(self, table, first)
+        if self.done == 3:
+            self._file.write(data[: len(data) // 2])
+            self._file.flush()
+            die()
+        return data
+    Table._encoded = half
+
+def not_in_place():
+    Table.finish = die
+
+def not_forgotten():
+    Table._remove = die
+
+def half_joined():
+    join = prediction_files.join_parquet
+    prediction_files.join_parquet = lambda partial, joined: (join(partial, joined), die())
+
+for args, moment in {commands!r}:
+    child = os.fork()
+    if not child:
+        globals()[moment]()
+        main(args)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, moment
 """
+MOMENTS = [("a.csv", "not_noted"), ("b.csv", "not_in_place"), ("c.csv", "not_forgotten"), ("a.tsv", "half_a_part")]
+MOMENTS += [("a.jsonl", "half_a_part"), ("a.bed", "not_noted"), ("a.csv.gz", "half_a_part")]
+MOMENTS += [("a.parquet", "half_a_part"), ("b.parquet", "half_joined")]
 
 
-def test_a_killed_command_goes_on_without_gaps_or_repeats(
+def test_killed_commands_go_on_without_gaps_or_repeats(
     longseq: Command, trained: Any, reads: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = ["predict", f"run={trained(*CNN)}", f"data.predict={reads}", "part_rows=7"]
-    assert longseq(*args, "output=whole.csv") == 0
-    # Dies with part 4 written and not yet noted.
-    code = KILLED.format(args=[*args, "output=out.csv"])
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, env=dict(os.environ))
-    assert process.returncode == -signal.SIGKILL, process.stderr
-    assert not (tmp_path / "out.csv").exists()
-    assert json.loads((tmp_path / ".out.csv.progress.json").read_text())["done"] == 3
-    assert longseq(*args, "output=out.csv") == 0
-    assert "going on behind 3 of 6 parts" in capsys.readouterr().out
-    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
-    assert not list(tmp_path.glob(".out.csv*"))
+    args = ["predict", f"run={trained(*CNN)}", f"data.predict={reads}", "part_rows=7", "device=cpu"]
+    code = KILLED.replace("{commands!r}", repr([([*args, f"output={output}"], moment) for output, moment in MOMENTS]))
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280, env=dict(os.environ))
+    assert process.returncode == 0, process.stderr[-3000:]
+    for output, moment in MOMENTS:
+        path, whole = tmp_path / output, tmp_path / f"whole{''.join(Path(output).suffixes)}"
+        if not whole.exists():
+            assert longseq(*args, f"output={whole.name}") == 0
+        assert path.exists() == (moment == "not_forgotten")
+        done = 3 if moment in ("not_noted", "half_a_part") else 6
+        assert json.loads((tmp_path / f".{output}.progress.json").read_text())["done"] == done
+        capsys.readouterr()
+        assert longseq(*args, f"output={output}") == 0
+        assert f"going on behind {done} of 6 parts" in capsys.readouterr().out
+        assert path.read_bytes() == whole.read_bytes()
+        assert path.stat().st_mode == whole.stat().st_mode
+    assert not list(tmp_path.glob(".*.progress.json")) + list(tmp_path.glob(".*.partial"))
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, parts: int) -> None:
@@ -398,24 +438,17 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, parts: int) -> None:
     monkeypatch.setattr(prediction_files.PartialTable, "add", stops)
 
 
-@pytest.mark.parametrize("output", ["out.parquet", "out.csv.gz", "out.jsonl", "out.bed"])
-def test_every_format_goes_on(
-    output: str, longseq: Command, trained: Any, reads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_command_goes_on(
+    longseq: Command, trained: Any, reads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     args = ["predict", f"run={trained(*CNN)}", f"data.predict={reads}", "part_rows=9"]
-    assert longseq(*args, f"output=whole_{output}") == 0
+    assert longseq(*args, "output=whole.csv.gz") == 0
     with monkeypatch.context() as patch:
         interrupt_after(patch, 2)
-        assert longseq(*args, f"output={output}") == 130
-    assert not (tmp_path / output).exists()
-    assert longseq(*args, f"output={output}") == 0
-    found, whole = tmp_path / output, tmp_path / f"whole_{output}"
-    if output.endswith(".gz"):
-        assert gzip.decompress(found.read_bytes()) == gzip.decompress(whole.read_bytes())
-    elif output.endswith(".parquet"):
-        pd.testing.assert_frame_equal(pd.read_parquet(found), pd.read_parquet(whole))
-    else:
-        assert found.read_bytes() == whole.read_bytes()
+        assert longseq(*args, "output=out.csv.gz") == 130
+    assert not (tmp_path / "out.csv.gz").exists()
+    assert longseq(*args, "output=out.csv.gz") == 0
+    assert gzip.decompress((tmp_path / "out.csv.gz").read_bytes()) == gzip.decompress((tmp_path / "whole.csv.gz").read_bytes())
 
 
 @pytest.mark.parametrize("options", [["resolution=50"], []])
@@ -507,7 +540,11 @@ def test_a_file_of_the_domain_adds_a_way_of_predicting(
         (["run=RUN", "data.predict=new.fa", "module.rc_averag=true"], "rc_average"),
         (["run=RUN", "data.predict=new.fa", "output=out.xlsx"], ".parquet"),
         (["run=RUN", "data.predict=new.fa", "output=out.wav"], "longseq generate"),
-        (["run=RUN", "data.predict=new.fa", "device=tpu9"], "device"),
+        (["run=RUN", "data.predict=new.fa", "device=tpu9"], "device must be auto, cpu, cuda, cuda:1 or mps, found 'tpu9'"),
+        (["run=RUN", "data.predict=new.fa", "--device", "tpu9"], "found 'tpu9'"),
+        (["run=RUN", "data.predict=new.fa", "--device=cuda:99"], "device=cuda:99, but torch sees"),
+        (["run=RUN", "data.predict=new.fa", "--device"], "--device wants a value"),
+        (["run=RUN", "data.predict=new.fa", "--devise", "cpu"], "did you mean device"),
         (["run=RUN", "data.predict=new.fa", "resolution=10"], "language models"),
         (["run=RUN", "data.predict=new.fa", "task=nothing"], "task=classification"),
         (["run=RUN", "data.predict=protein.fa"], "protein"),

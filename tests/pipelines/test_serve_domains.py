@@ -2,6 +2,9 @@
 
 import io
 import json
+import struct
+import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from PIL import Image
 from longseq.checkpoint import save_model
 from longseq.inference import load_inference
 from longseq.model import build_model
-from tests.pipelines.servers import Client, letters, trained, within
+from tests.pipelines.servers import Client, form, letters, trained, within
 
 pytest.importorskip("litserve")
 RATE = 4000
@@ -61,11 +64,13 @@ def test_sounds_as_samples_and_as_files(audio: Client, runs: Callable[[str], Pat
 
 
 def test_another_rate_is_resampled_or_refused(audio: Client) -> None:
-    time = np.arange(8000) / 8000
-    tone = np.sin(2 * np.pi * 300 * time) * 0.3
+    seconds = np.arange(8000) / 8000
+    tone = np.sin(2 * np.pi * 300 * seconds) * 0.3
     found = audio.predict({"samples": tone.tolist(), "sample_rate_hz": 8000})[0]
-    same = audio.predict({"samples": (np.sin(2 * np.pi * 300 * time[::2]) * 0.3).tolist(), "sample_rate_hz": RATE})[0]
-    np.testing.assert_allclose(list(found["probabilities"].values()), list(same["probabilities"].values()), atol=0.02)
+    same = audio.predict({"samples": (np.sin(2 * np.pi * 300 * seconds[::2]) * 0.3).tolist(), "sample_rate_hz": RATE})[0]
+    by_file = audio.upload("tone.wav", wav(tone, 8000))[0]
+    for answer in (found, by_file):
+        np.testing.assert_allclose(list(answer["probabilities"].values()), list(same["probabilities"].values()), atol=0.02)
     assert "resample it" in audio.refused({"samples": [0.1] * 100, "sample_rate_hz": 767_999})[1]
     assert "sample_rate_hz is missing" in audio.refused({"samples": [0.1] * 100})[1]
 
@@ -92,8 +97,6 @@ def test_wrong_samples_are_named(audio: Client, samples: Any, reason: str) -> No
 
 def test_files_that_are_none(audio: Client) -> None:
     whole = wav(np.zeros(3000) + 0.1 * np.sin(np.arange(3000)), RATE)
-    from tests.pipelines.servers import form
-
     cases = [("a.wav", b"RIFF", 422, "a.wav"), ("a.wav", whole[:2000], 422, "truncated"), ("a.wav", b"", 422, "empty")]
     cases += [("list.csv", b"path\n/etc/passwd\n", 415, ".csv"), ("a.wav", b"\x1f\x8b" + b"0" * 99, 422, "compressed")]
     cases += [
@@ -103,6 +106,36 @@ def test_files_that_are_none(audio: Client) -> None:
     for name, data, status, reason in cases:
         found = audio.refused(*form(name, data))
         assert found[0] == status and reason in found[1] and "/tmp" not in found[1], (name, found)
+
+
+def lying(whole: bytes, place: int, value: int) -> bytes:
+    """A wav file with another number in its header."""
+    return whole[:place] + struct.pack("<I", value) + whole[place + 4 :]
+
+
+def test_headers_that_lie(audio: Client) -> None:
+    whole = wav(0.1 * np.sin(np.arange(3000)), RATE)
+    assert whole[36:40] == b"data"
+    # Where a header says the size of all, the rate, the bytes of a sample in all channels and the size of the samples.
+    sizes = [(40, 2**32 - 20), (40, 10**9), (24, 0), (24, 1), (24, 2**32 - 1), (24, 700_001), (32, 0), (16, 2**31)]
+    for place, value in sizes:
+        status, error = audio.refused(*form("a.wav", lying(whole, place, value)))
+        assert status == 422 and len(error) < 300, (place, value, error)
+    channels = whole[:22] + struct.pack("<H", 65_535) + whole[24:]
+    assert audio.refused(*form("a.wav", channels))[0] == 422
+    numbers = np.array([0.1, np.nan, 0.2] * 100, dtype=np.float32)
+    file = io.BytesIO()
+    sf.write(file, numbers, RATE, format="WAV", subtype="FLOAT")
+    assert "NaN" in audio.refused(*form("a.wav", file.getvalue()))[1]
+
+
+def test_silence_that_packs_well(audio: Client) -> None:
+    file = io.BytesIO()
+    with sf.SoundFile(file, "w", 400_000, 8, format="FLAC") as sound:
+        for _ in range(100):
+            sound.write(np.zeros((100_000, 8), dtype=np.int16))
+    assert len(file.getvalue()) < 2**21
+    assert "in 8 channels" in audio.refused(*form("a.flac", file.getvalue()))[1]
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +183,54 @@ def test_wrong_series_are_named(series: Client) -> None:
     for body, reason in cases:
         status, error = series.refused(body)
         assert status == 422 and reason in error, (error, reason)
+
+
+def test_tables_that_are_no_series(series: Client) -> None:
+    wide = b"date," + b",".join(b"c%d" % i for i in range(1_000_000)) + b"\n" + b"1," * 1_000_000 + b"1\n"
+    long = b"date,demand_1,demand_2,demand_3,demand_4\n" + b"1,1,1,1,1\n" * 1_100_000
+    ragged = b"date,demand_1\n2024-01-01,1\n2024-01-02," + b"1," * 500_000 + b"\n"
+    cases = [(wide, "1000001 columns"), (long, "1100001 lines"), (ragged, ""), (b"\0" * 5000, ""), (b'"' * 5001, "")]
+    cases += [(b"date\n" + b"2024-01-01\n" * 9, ""), (b"date,demand_1\n2024-01-01,/etc/passwd\n", "")]
+    began = time.monotonic()
+    for data, reason in cases:
+        status, error = series.refused(*form("a.csv", data))
+        assert status == 422 and reason in error and len(error) < 1100 and "root:" not in error, error
+    # Parsers would take minutes for some of them.
+    assert time.monotonic() - began < 20
+
+
+def png_of(width: int, height: int) -> bytes:
+    """An image of one grey value that takes far more memory than bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(bytes(width // 8 + 1) * 100) for _ in range(height // 100)) + packer.flush()
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_images_that_are_too_large_to_unpack(runs: Callable[[str], Path]) -> None:
+    with within(runs("vision")) as client:
+        small = png_of(800, 100)
+        lie = small[:16] + struct.pack(">II", 2**31 - 1, 2**31 - 1) + small[24:]
+        # Above and below the size from which the library itself refuses.
+        for bomb in (png_of(14_000, 14_000), png_of(9000, 8000), lie):
+            assert len(bomb) < 2**20
+            status, error = client.refused(*form("a.png", bomb))
+            assert status == 422 and "longseq-" not in error, error
+        photo = io.BytesIO()
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(photo, "PNG")
+        for data in (
+            photo.getvalue()[:45],
+            b"\x89PNG\r\n\x1a\n",
+            b"<svg/>",
+            b"GIF89a" + bytes(50),
+            b"#EXTM3U\nfile:///etc/passwd",
+        ):
+            assert client.refused(*form("a.png", data))[0] == 422
+        assert client.refused(*form("a.svg", b"<svg/>"))[0] == client.refused(*form("a.npy", b"x"))[0] == 415
 
 
 def test_images_as_pixels_and_as_files(runs: Callable[[str], Path]) -> None:

@@ -1,5 +1,6 @@
 """The parts of the server by themselves: batches, the worker's answers when rows fail, JSON that is a trap, names of files."""
 
+import hmac
 import json
 import queue
 import time
@@ -14,12 +15,14 @@ import torch
 pytest.importorskip("litserve")
 
 from longseq.domains.dna.requests import Requests
+from longseq.pipelines.serving import gate
 from longseq.pipelines.serving.answers import Answers
+from longseq.pipelines.serving.batches import batches, padded
 from longseq.pipelines.serving.gate import same
 from longseq.pipelines.serving.limits import Refusal
-from longseq.pipelines.serving.payload import checked, json_object
+from longseq.pipelines.serving.payload import checked, json_object, without_repeats
 from longseq.pipelines.serving.reader import refusing
-from longseq.pipelines.serving.worker import Failure, LengthLoop, Work, batches, padded
+from longseq.pipelines.serving.worker import Failure, LengthLoop, Work
 
 
 def test_batches_hold_similar_lengths_and_every_row_once() -> None:
@@ -133,6 +136,35 @@ def test_errors_of_readers_do_not_tell_the_servers_folders(tmp_path: Path) -> No
 def test_tokens_are_compared_whole() -> None:
     assert same("abc", "abc") and same("é", "é")
     assert not same("ab", "abc") and not same("", "abc") and not same("\ud800", "abc")
+
+
+def test_how_long_a_comparison_takes_tells_nothing_of_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+    compare = hmac.compare_digest
+
+    def seen(a: bytes, b: bytes) -> bool:
+        compared.append((a, b))
+        return compare(a, b)
+
+    monkeypatch.setattr(gate.hmac, "compare_digest", seen)
+    token = "a long token that nobody guesses"
+    for given in ("", "a", token[:-1], token, token + "x", "é" * 1000):
+        headers = {"authorization": f"Bearer {given}"}
+        if given == token:
+            gate.check_token(headers, token)
+            continue
+        with pytest.raises(Refusal) as refusal:
+            gate.check_token(headers, token)
+        assert refusal.value.status == 401 and token not in refusal.value.reason
+    # Each is compared whole, and what is compared has one length whatever was given.
+    assert len(compared) == 6 and {len(text) for pair in compared for text in pair} == {32}
+
+
+def test_reasons_do_not_repeat_books() -> None:
+    assert len(Refusal(422, "x" * 10**6).reason) < 1100
+    assert without_repeats([("a", 1), ("b", 2)]) == {"a": 1, "b": 2}
+    with pytest.raises(ValueError, match="'b' stands there twice"):
+        without_repeats([("a", 1), ("b", 2), ("b", 2)])
 
 
 class NoFiles(Requests):
