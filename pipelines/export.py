@@ -12,30 +12,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from longseq.checkpoint import CONFIG, WEIGHTS, replacing_folder, save_model
+from longseq.checkpoint import replacing_folder
 from longseq.errors import ConfigError, LongseqError
-from longseq.inference import load_inference
 from longseq.pipelines import export_card as card
-from longseq.pipelines.export_check import (
-    CARD,
-    REPORT,
-    VERSION,
-    ExportMismatchError,
-    accept,
-    file_facts,
-    measure_latency,
-    relative_error,
-    verify,
-)
-from longseq.pipelines.export_formats import SUFFIXES, Runner, check_format, open_graph, quantize, write_graph
-from longseq.pipelines.export_graphs import LONGEST, ExportError, Graph, sequence_graph, step_graph, trace
-from longseq.pipelines.export_metrics import Evaluation, artefact_answer, compare
+from longseq.pipelines.export_check import CARD, REPORT, VERSION, file_facts
+from longseq.pipelines.export_console import show
+from longseq.pipelines.export_formats import check_format
+from longseq.pipelines.export_graphs import LONGEST
+from longseq.pipelines.export_metrics import Evaluation
 from longseq.pipelines.export_source import ExportSource, open_source
+from longseq.pipelines.export_write import write_config, write_safetensors, write_sequence, write_step
 from longseq.pipelines.results import plain
 from longseq.version import __version__
 
@@ -133,7 +121,7 @@ def open_evaluation(cfg: "DictConfig", source: ExportSource) -> Evaluation | str
     return problem
 
 
-# -- writing
+# -- what is known
 
 
 def start_report(cfg: "DictConfig", source: ExportSource) -> dict[str, Any]:
@@ -165,163 +153,3 @@ def installed() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def write_safetensors(folder: Path, source: ExportSource, report: dict[str, Any]) -> None:
-    """The model's own folder, read back and compared."""
-    written = save_model(source.model, folder / "model")
-    for path in written.iterdir():
-        path.rename(folder / path.name)
-    written.rmdir()
-    loaded = load_inference(folder)
-    errors = []
-    for batch in (1, 3):
-        inputs = source.inference.example(batch, None, seed=batch)
-        with torch.no_grad():
-            errors.append(relative_error(source.inference(*inputs).numpy(), loaded(*inputs).numpy()))
-    report["largest_error"] = max(errors)
-    if not max(errors) <= report["tolerance"]:
-        raise ExportMismatchError(f"the weights read back from {WEIGHTS} give other answers (relative error {max(errors):.2g})")
-
-
-def write_config(folder: Path, source: ExportSource) -> None:
-    """config.json, which predict.py reads."""
-    config = {"format": 1, "longseq": __version__, **source.model.config}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def write_sequence(
-    folder: Path,
-    source: ExportSource,
-    length: int,
-    cfg: "DictConfig",
-    evaluation: Evaluation | str | None,
-    report: dict[str, Any],
-) -> None:
-    """The graph of whole sequences: written, checked, measured, and made int8 if asked for."""
-    inference = source.inference
-    graph = sequence_graph(inference, length)
-    runner, facts = write_checked(folder, "model", graph, source, cfg)
-    report["graphs"]["sequence"] = facts
-    before = None
-    if isinstance(evaluation, Evaluation):
-        before = evaluation.score(inference, inference)
-        after = evaluation.score(artefact_answer(runner, graph, inference), inference)
-        report["metrics"] = {"split": evaluation.split, "monitor": evaluation.monitor, **compare(before, after)}
-    if cfg.quantize:
-        runner = write_int8(folder / facts["file"], graph, source, evaluation, before, report)
-    if cfg.latency:
-        report["latency"] = measure_latency(graph, inference, runner, list(cfg.latency))
-
-
-def write_checked(
-    folder: Path, stem: str, graph: Graph, source: ExportSource, cfg: "DictConfig"
-) -> tuple[Runner, dict[str, Any]]:
-    """Traces and writes a graph, opens it again and compares it with the model.
-
-    Raises:
-        ExportError: saying why it cannot be written.
-        ExportMismatchError: if its answers are others.
-    """
-    inference = source.inference
-    program = trace(graph, inference)
-    path = folder / f"{stem}{SUFFIXES[cfg.format]}"
-    more = write_graph(program, graph, path, cfg.format, card.metadata(inference, source), cfg.opset)
-    runner = open_graph(path, cfg.format)
-    checks = verify(graph, inference, runner)
-    facts: dict[str, Any] = {
-        "file": path.name,
-        "bytes": sum(file.stat().st_size for file in folder.glob(f"{path.name}*")),
-        "inputs": card.ports(graph.inputs),
-        "outputs": card.ports(graph.outputs),
-        "dynamic_axes": {port.name: {str(axis): name for axis, name in port.dynamic.items()} for port in graph.inputs},
-        **more,
-    }
-    if graph.has_length:
-        facts |= {"shortest": graph.shortest, "longest": graph.longest}
-    what = f"format={cfg.format}, backbone={inference.config.get('backbone', {}).get('name')}, the {graph.name} graph"
-    facts |= {"checks": checks, "largest_error": accept(checks, float(cfg.tolerance), what)}
-    return runner, facts
-
-
-def write_int8(
-    path: Path,
-    graph: Graph,
-    source: ExportSource,
-    evaluation: Evaluation | str | None,
-    before: dict[str, float] | None,
-    report: dict[str, Any],
-) -> Runner:
-    """Makes the written graph int8, and says what that did to its size, its answers and its metrics."""
-    inference, size = source.inference, path.stat().st_size
-    count = quantize(path)
-    runner = open_graph(path, "onnx")
-    errors = [row["error"] for row in verify(graph, inference, runner)]
-    found: dict[str, Any] = {"kind": "int8", "layers": count, "bytes": path.stat().st_size, "bytes_before": size}
-    worst = float(np.max(errors))
-    found["largest_error"] = worst if np.isfinite(worst) else None
-    if isinstance(evaluation, Evaluation) and before is not None:
-        after = evaluation.score(artefact_answer(runner, graph, inference), inference)
-        found["metrics"] = {"split": evaluation.split, "monitor": evaluation.monitor, **compare(before, after)}
-    else:
-        found["not_measured"] = str(evaluation)
-    report["quantization"] = found
-    report["graphs"]["sequence"]["bytes"] = found["bytes"]
-    return runner
-
-
-def write_step(folder: Path, source: ExportSource, cfg: "DictConfig", report: dict[str, Any]) -> None:
-    """The graph of one position, or why there is none."""
-    try:
-        graph = step_graph(source.inference)
-    except ExportError as error:
-        report["graphs"]["step"] = {"reason": str(error)}
-        return
-    _, facts = write_checked(folder, "step", graph, source, cfg)
-    report["graphs"]["step"] = {**facts, "initial_state": "zeros"}
-
-
-# -- the console
-
-
-def show(report: dict[str, Any], output: Path) -> None:
-    """Prints what was written, the errors and the latencies."""
-    out = Console()
-    table = Table(title=f"{report['backbone']}, {report['domain']}, {report['task']}: {report['format']}", title_justify="left")
-    for column in ("graph", "file", "MB", "largest error", "note"):
-        table.add_column(column, overflow="fold")
-    for name, facts in report["graphs"].items():
-        if "reason" in facts:
-            table.add_row(name, "-", "-", "-", facts["reason"])
-            continue
-        note = f"opset {facts['opset']}" if "opset" in facts else ""
-        table.add_row(name, facts["file"], f"{facts['bytes'] / 1e6:.2f}", f"{facts['largest_error']:.1e}", note)
-    if not report["graphs"]:
-        size = report["files"][WEIGHTS]["bytes"]
-        table.add_row("-", WEIGHTS, f"{size / 1e6:.2f}", f"{report['largest_error']:.1e}", "longseq.load_model reads it")
-    out.print(table)
-    for row in report.get("latency", []):
-        place = "" if row["length"] is None else f", length {row['length']:,}"
-        ratio = row["eager_ms"] / max(row["artefact_ms"], 1e-9)
-        out.print(
-            f"latency  batch 1{place}: {row['artefact_ms']:.2f} ms, in eager {row['eager_ms']:.2f} ms ({ratio:.2f} x)",
-            highlight=False,
-        )
-    show_metrics(out, report.get("metrics"), report["format"])
-    quantization = report.get("quantization")
-    if quantization is not None:
-        ratio = quantization["bytes_before"] / quantization["bytes"]
-        out.print(f"int8     {quantization['layers']} layers, {ratio:.2f} x smaller", highlight=False)
-        show_metrics(out, quantization.get("metrics"), "int8")
-        if "not_measured" in quantization:
-            out.print(f"         metrics not measured: {quantization['not_measured']}")
-    out.print(f"written  {output}", highlight=False)
-
-
-def show_metrics(out: Console, metrics: dict[str, Any] | None, name: str) -> None:
-    """Prints the metrics of the model and of the artefact."""
-    if metrics is None:
-        return
-    for metric, value in metrics["model"].items():
-        other = metrics["artefact"][metric]
-        out.print(f"{metrics['split'] + '/' + metric:<16} {value:.6f} in eager, {other:.6f} as {name}", highlight=False)

@@ -9,6 +9,9 @@ from longseq.pipelines.export_source import ExportSource
 from longseq.version import __version__
 
 SCRIPTS = Path(__file__).parent / "predict_scripts"
+BEHIND = "# -- behind this line goes into predict.py\n"
+# What a domain's own part of predict.py stands on.
+PARTS = {"audio": ("transcripts",), "timeseries": ("times",)}
 WHAT = {
     "classification": "one of {n} classes",
     "multilabel": "any of {n} labels",
@@ -23,6 +26,7 @@ WHAT = {
     "imputation": "missing values of a series",
     "anomaly": "how unusual each step of a series is",
     "masked_patch": "hidden parts of an image",
+    "masked_sound": "hidden parts of a sound",
 }
 SUGGESTION = {
     "dna": "sequences.fa",
@@ -53,15 +57,18 @@ def write_small_files(folder: Path, source: ExportSource, with_script: bool) -> 
 
 def predict_script(domain: str) -> str:
     """The text of predict.py: the domain's reader behind what all of them share, in one file without longseq."""
-    shared, own = ((SCRIPTS / f"{name}.py").read_text(encoding="utf-8") for name in ("shared", domain))
-    head, _, body = own.partition("# -- behind this line goes into predict.py\n")
-    assert head and body, f"{domain}.py lacks its line"
-    # The reader's modules join those of the shared part, whose names it takes from the same file now.
-    known = {line for line in shared.split("\n") if line.startswith("import ")}
-    modules = {line for line in head.split("\n") if line.startswith("import ")} - known
+    shared = (SCRIPTS / "shared.py").read_text(encoding="utf-8")
+    modules, bodies = set(), []
+    for name in (*PARTS.get(domain, ()), domain):
+        head, _, body = (SCRIPTS / f"{name}.py").read_text(encoding="utf-8").partition(BEHIND)
+        assert head and body, f"{name}.py lacks its line"
+        # Modules join those of the shared part; names of other parts come from the same file now.
+        modules |= {line for line in head.split("\n") if line.startswith("import ")}
+        bodies.append(body.strip())
+    modules -= set(shared.split("\n"))
     last = "import sys\n"
     shared = shared.replace(last, last + "".join(f"{line}\n" for line in sorted(modules)), 1)
-    return shared.rstrip() + "\n\n\n" + body.strip() + '\n\n\nif __name__ == "__main__":\n    main(Domain)\n'
+    return "\n\n\n".join([shared.rstrip(), *bodies, 'if __name__ == "__main__":\n    main(Domain)\n'])
 
 
 def metadata(inference: Inference, source: ExportSource) -> dict[str, str]:
@@ -147,6 +154,9 @@ def _limits(source: ExportSource, report: dict[str, Any]) -> str:
     rate = (source.model.config.get("tokenizer") or {}).get("sample_rate_hz")
     if rate:
         lines.append(f"- Sound at {rate:,} Hz, mono.")
+    if report["format"] == "aoti":
+        version = report["environment"].get("torch")
+        lines.append(f"- Compiled for processors like the one it was exported on, and for torch {version}.")
     if source.averaged is not None:
         lines.append(f"- The weights are a moving average (decay {source.averaged:g}), which is what was validated and tested.")
     if inference.rc_average:

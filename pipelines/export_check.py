@@ -13,7 +13,9 @@ import torch
 from longseq.errors import CheckpointError, LongseqError
 from longseq.inference import POOLED, Inference
 from longseq.pipelines.export_formats import Runner, open_graph
-from longseq.pipelines.export_graphs import Graph, StepInference, example_of
+from longseq.pipelines.export_graphs import Graph
+from longseq.pipelines.export_steps import StepInference
+from longseq.pipelines.export_trace import example_of
 
 REPORT, CARD = "export_report.json", "README.md"
 # Of the report: raised when a reader of an older one would misunderstand it.

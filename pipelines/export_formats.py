@@ -1,7 +1,6 @@
 """Traced graphs as files, and files as functions again: torch.export's .pt2, ONNX, and packages of AOTInductor."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ import torch
 from torch import Tensor
 
 from longseq.errors import CheckpointError, ConfigError
-from longseq.pipelines.export_graphs import ExportError, Graph, quiet
+from longseq.pipelines.export_aoti import aoti_runner, compile_package, compiler
+from longseq.pipelines.export_graphs import ExportError, Graph
+from longseq.pipelines.export_trace import quiet
 
 FORMATS = ("safetensors", "torch", "onnx", "aoti")
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx", "aoti": ".aoti.pt2"}
@@ -45,16 +46,6 @@ def require_onnx(*packages: str) -> None:
         raise ConfigError(f"format=onnx needs {', '.join(missing)}: pip install 'longseq[export]'")
 
 
-def compiler() -> str | None:
-    """The C++ compiler that AOTInductor would use."""
-    import os
-
-    for name in (os.environ.get("CXX"), "g++", "clang++"):
-        if name and shutil.which(name):
-            return name
-    return None
-
-
 # -- writing
 
 
@@ -83,7 +74,8 @@ def write_graph(
                 torch.export.save(program, path, extra_files={"longseq.json": json.dumps(metadata)})
                 return {}
             if how == "aoti":
-                return _write_aoti(program, path, metadata)
+                compile_package(program, path, metadata)
+                return {}
             return _write_onnx(program, graph, path, metadata, opset)
     except (ConfigError, ExportError, OSError, KeyboardInterrupt):
         raise
@@ -92,14 +84,6 @@ def write_graph(
         raise ExportError(
             f"the {graph.name} graph cannot be written as format={how}: {type(error).__name__}: {' '.join(lines[:3])}"
         ) from error
-
-
-def _write_aoti(program: torch.export.ExportedProgram, path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-    from torch._inductor import aoti_compile_and_package
-
-    options = {"aot_inductor.metadata": {f"longseq.{key}": value for key, value in metadata.items()}}
-    aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
-    return {}
 
 
 def _write_onnx(
@@ -174,23 +158,6 @@ def torch_runner(module: Callable[..., Any]) -> Runner:
         return [tensor.numpy() for tensor in (found if isinstance(found, (tuple, list)) else (found,))]
 
     return run
-
-
-def aoti_runner(package: Callable[..., Any]) -> Runner:
-    """A compiled package as a function that gives a list of arrays; what it refuses while running is an ExportError."""
-    run = torch_runner(package)
-
-    def answer(*inputs: Tensor) -> list[np.ndarray]:
-        try:
-            return run(*inputs)
-        except RuntimeError as error:
-            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
-            raise ExportError(
-                f"torch {torch.__version__}'s AOTInductor compiled this model to a package that fails on inputs of {shapes} "
-                f"({str(error).strip().splitlines()[0][:80]}...): use format=torch or format=onnx"
-            ) from None
-
-    return answer
 
 
 # -- int8

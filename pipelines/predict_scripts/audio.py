@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from longseq.pipelines.predict_scripts.shared import InputError, Model, Row, needed, records
+from longseq.pipelines.predict_scripts.transcripts import transcript
 
 # -- behind this line goes into predict.py
 
@@ -27,14 +28,20 @@ class Domain:
     """
 
     FILES = "wav files, with soundfile also flac, ogg and mp3; or folders of them"
-    records = staticmethod(records)
 
     @staticmethod
     def add_options(parser: argparse.ArgumentParser) -> None:
-        """What only sound has: nothing."""
+        """What only sound has."""
+        parser.add_argument(
+            "--beams", type=int, help="texts searched side by side for a transcript (task=ctc); as trained if unset"
+        )
 
     def __init__(self, model: Model, options: Any) -> None:
-        del options
+        if options.beams is not None and (options.beams < 1 or model.task != "ctc"):
+            raise InputError(
+                f"--beams {options.beams} must be 1 or more, and needs a model of task=ctc; this one's is {model.task}"
+            )
+        self.beams = int(model.config.get("beam_width", 1) if options.beams is None else options.beams)
         tokenizer = model.config["tokenizer"]
         self.model, self.rate = model, int(tokenizer["sample_rate_hz"])
         # Silence is 0 as a sample, and 128 as one of the 256 levels.
@@ -63,6 +70,13 @@ class Domain:
         sound = resample(samples[start : start + most], rate, self.rate)[:longest]
         names = {"id": name, "start_s": 0.0, "duration_s": round(len(samples) / rate, 4)}
         return Row(names, mulaw(sound) if self.levels else sound)
+
+    def records(self, model: Model, row: Row, answer: np.ndarray) -> Iterator[dict[str, Any]]:
+        """Lines of the csv file for one file."""
+        if model.task == "ctc":
+            yield {**row.names, "prediction": transcript(answer, model.config["vocabulary"], self.beams)}
+        else:
+            yield from records(model, row, answer)
 
 
 def read_wav(path: Path) -> tuple[np.ndarray, int]:

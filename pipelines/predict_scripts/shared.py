@@ -161,8 +161,6 @@ def records(model: Model, row: Row, answer: np.ndarray) -> Iterator[dict[str, An
         yield {**row.names, **named("p_", labels, answer)}
     elif model.task == "regression":
         yield {**row.names, **named("predicted_", labels, answer)}
-    elif model.task == "ctc":
-        yield {**row.names, "prediction": transcript(answer, model.config["vocabulary"])}
     elif model.task in ("frames", "base_labels"):
         place = "frame" if model.task == "frames" else "position"
         for i, frame in enumerate(answer):
@@ -184,14 +182,6 @@ def records(model: Model, row: Row, answer: np.ndarray) -> Iterator[dict[str, An
 def named(prefix: str, labels: Sequence[str], values: np.ndarray) -> dict[str, Any]:
     """One column per label."""
     return {f"{prefix}{label}": value for label, value in zip(labels, values, strict=True)}
-
-
-def transcript(log_probabilities: np.ndarray, vocabulary: list[str]) -> str:
-    """The best symbol of each frame, repetitions merged, blanks (the first symbol) dropped."""
-    best = log_probabilities.argmax(1)
-    ids = best[np.concatenate([[True], best[1:] != best[:-1]]) & (best != 0)]
-    words = any(len(symbol) > 1 for symbol in vocabulary[1:])
-    return (" " if words else "").join(vocabulary[i] for i in ids)
 
 
 def surprise(ids: np.ndarray, logits: np.ndarray) -> np.ndarray:

@@ -45,6 +45,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "head": POOL,
         "tokenizer": AudioTokenizer("waveform", 8000, stem_strides=(4,)).to_dict(),
     },
+    "transcripts": {
+        "domain": "audio",
+        "task": "ctc",
+        "vocabulary": ["<blank>", "a", "b", "c"],
+        "beam_width": 4,
+        "embedding": {"name": "waveform", "strides": [4], "kernel_sizes": None},
+        "head": {"name": "token", "n_outputs": 4, "bias": True},
+        "tokenizer": AudioTokenizer("waveform", 8000, stem_strides=(4,)).to_dict(),
+    },
     "timeseries": {
         "task": "forecasting",
         "channels": ["a", "b"],
@@ -64,19 +73,26 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Few heads and states; one pooling, as every further one is more of the same.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "mamba2": {"head_dim": 8, "d_state": 8},
+    "hyena": {"max_length": 512},
+    "sashimi": {"pool": [4]},
+}
+
 
 def tiny_model(domain: str, backbone: str, folder: Path, **more: Any) -> Path:
     """A model folder with random weights.
 
     Args:
-        domain: its main task.
+        domain: its main task; `transcripts` for audio's other one.
         backbone: name.
         folder: where.
         **more: options of the backbone.
     """
     torch.manual_seed(3)
     options: dict[str, Any] = {"name": backbone, "d_model": D, "n_layers": 1, **more}
-    options |= {"mamba2": {"head_dim": 8, "d_state": 8}, "hyena": {"max_length": 512}}.get(backbone, {})
+    options |= OPTIONS.get(backbone, {})
     config = {"domain": domain, **CONFIGS[domain], "backbone": options}
     if backbone == "caduceus" and domain == "dna":
         config |= {"head": {**POOL, "name": "strand_pool"}}

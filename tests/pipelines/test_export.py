@@ -14,10 +14,12 @@ import torch
 
 from longseq import load_model
 from longseq.errors import CheckpointError, ConfigError, LongseqError
-from longseq.inference import load_inference
-from longseq.pipelines import export_formats
+from longseq.inference import Port, load_inference
+from longseq.pipelines import export_aoti
 from longseq.pipelines.export_check import REPORT, ExportedModel, ExportMismatchError, check_folder, relative_error
-from longseq.pipelines.export_graphs import why_no_step
+from longseq.pipelines.export_formats import write_graph
+from longseq.pipelines.export_graphs import Graph
+from longseq.pipelines.export_steps import why_no_step
 from tests.pipelines.exports import run_export, run_predict, tiny_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -160,7 +162,7 @@ def test_sound_is_resampled_as_in_training(old: int, new: int) -> None:
 @pytest.mark.parametrize("start", ["2024-01-31", "2023-11-30 05:00", "2024-02-15"])
 def test_times_go_on_as_in_training(name: str, start: str) -> None:
     from longseq.domains.timeseries.frequency import Frequency
-    from longseq.pipelines.predict_scripts.timeseries import clock, continued, step_of
+    from longseq.pipelines.predict_scripts.times import clock, continued, step_of
 
     steps = np.arange(30)
     kind = "index" if name.startswith("steps") else "fixed" if " " in name else name
@@ -235,7 +237,7 @@ def test_steps_of_sound_hold_the_stem(tmp_path: Path) -> None:
 def test_steps_pool_as_the_head_does(pool: str, tmp_path: Path) -> None:
     from longseq.pipelines.export_check import verify
     from longseq.pipelines.export_formats import torch_runner
-    from longseq.pipelines.export_graphs import step_graph
+    from longseq.pipelines.export_steps import step_graph
 
     folder = tiny_model("dna", "gru", tmp_path / "source")
     config = json.loads((folder / "config.json").read_text())
@@ -244,6 +246,20 @@ def test_steps_pool_as_the_head_does(pool: str, tmp_path: Path) -> None:
     inference = load_inference(folder)
     graph = step_graph(inference)
     assert max(row["error"] for row in verify(graph, inference, torch_runner(graph.module))) < 1e-5
+
+
+def test_steps_are_traced_with_tensors_as_callers_give_them(tmp_path: Path) -> None:
+    from longseq.pipelines.export_steps import step_graph
+    from longseq.pipelines.export_trace import example_of
+
+    # Compiled graphs read memory by the strides of the example, and a state that goes out comes in again.
+    for domain, backbone in (("dna", "mamba"), ("audio", "s4d"), ("dna", "mamba2")):
+        inference = load_inference(tiny_model(domain, backbone, tmp_path / backbone))
+        graph = step_graph(inference)
+        example = example_of(graph, inference, 2)
+        with torch.no_grad():
+            answers = graph.module(*example)
+        assert all(tensor.is_contiguous() for tensor in (*example, *answers))
 
 
 def test_why_there_is_no_step_graph(tmp_path: Path) -> None:
@@ -272,17 +288,18 @@ def test_int8_says_what_it_costs(longseq: Command, dna_csv: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(export_formats.compiler() is None, reason="no C++ compiler")
+@pytest.mark.skipif(export_aoti.compiler() is None, reason="no C++ compiler")
 def test_compiled(tmp_path: Path) -> None:
     source = tiny_model("dna", "cnn", tmp_path / "source")
     report = run_export(source, tmp_path / "out", format="aoti", step=False)
+    assert f"for torch {torch.__version__.split('+')[0]}" in (tmp_path / "out/README.md").read_text()
     assert report["graphs"]["sequence"]["file"] == "model.aoti.pt2" and report["graphs"]["sequence"]["largest_error"] < 1e-4
     (tmp_path / "reads.txt").write_text("ACGTACGTTTGACA\nACGTT\n")
     assert len(predicted(tmp_path / "out", tmp_path / "reads.txt", without=("onnxruntime",))) == 2
 
 
 def test_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export_formats.shutil, "which", lambda name: None)
+    monkeypatch.setattr(export_aoti.shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler.*apt install g\+\+"):
         run_export(tmp_path / "none", tmp_path / "out", format="aoti")
 
@@ -349,6 +366,23 @@ def test_folders_that_were_tampered_with(tmp_path: Path) -> None:
     check_folder(tmp_path / "out")
 
 
+def test_fourier_transforms_want_an_older_opset(tmp_path: Path) -> None:
+    class Spectrum(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.view_as_real(torch.fft.rfft(x))
+
+    example = torch.randn(2, 16)
+    length = torch.export.Dim("length", min=2, max=64)
+    program = torch.export.export(Spectrum(), (example,), dynamic_shapes=({1: length},))
+    ports = (Port("x", "float32", (2, "length")),), (Port("y", "float32", (2, "bins", 2)),)
+    graph = Graph("sequence", Spectrum(), *ports, shortest=2, longest=64)
+    with pytest.raises(ConfigError, match="Fourier transform whose length varies"):
+        write_graph(program, graph, tmp_path / "model.onnx", "onnx", {}, 20)
+    assert write_graph(program, graph, tmp_path / "model.onnx", "onnx", {}, None) == {"opset": 18}
+    found = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(None, {"x": example.numpy()})
+    np.testing.assert_allclose(found[0], Spectrum()(example).numpy(), atol=1e-5)
+
+
 def test_commands_that_make_no_sense(tmp_path: Path, longseq: Command, capsys: pytest.CaptureFixture[str]) -> None:
     source = tiny_model("dna", "hyena", tmp_path / "source")
     other = tmp_path / "other"
@@ -363,7 +397,6 @@ def test_commands_that_make_no_sense(tmp_path: Path, longseq: Command, capsys: p
         ({"run": "runs/x"}, "not both"),
         ({"model": None}, "either run="),
         ({"evaluate": "test"}, "export with run="),
-        ({"opset": 20}, "Fourier transform whose length varies"),
     ]
     for options, words in wrong:
         with pytest.raises(LongseqError, match=words):
