@@ -5,6 +5,7 @@ Rows are read and written in parts, so neither the input nor the output need fit
 the average of the two, which does not depend on the strand that was read.
 """
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -18,8 +19,10 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from torch import Tensor
 
+from longseq.checkpoint import write_atomically
 from longseq.domains.loading import LengthBatches
 from longseq.errors import ConfigError
 from longseq.heads import POOLS, pool_positions
@@ -38,8 +41,10 @@ if TYPE_CHECKING:
     from longseq.domains.base import DomainData
     from longseq.domains.tasks import Batch
 
-# Tasks that answer at every position of windows: their models read whole rows here, as a task with one answer a row does.
-WINDOWED = {"dna": ("lm", "mlm")}
+# The format of what longseq itself saved, which says nothing new of its keys.
+OURS, KEY_REPORT = "longseq", "key_report.json"
+# Tasks of windows or of hidden parts: their models read whole rows here, as a task with one answer a row does.
+WINDOWED = {"dna": ("lm", "mlm"), "audio": ("masked_sound",)}
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -67,9 +72,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         data = open_data(cfg, model, report.format)
         out = Console()
         announce(cfg, model, data, device, out)
+        if report.format != OURS:
+            out.print(Text(str(report)))
         started = time.perf_counter()
         width = write(Embedder(model.to(device), cfg.pool, device, str(cfg.precision)), data, writer, cfg.part_rows, out)
         paths = writer.finish()
+        if report.format != OURS:
+            paths.append(output.with_name(f"{output.stem}.{KEY_REPORT}"))
+            write_atomically(paths[-1], json.dumps(report.to_dict(), indent=2) + "\n")
     except BaseException:
         writer.abort()
         raise
@@ -85,7 +95,7 @@ def open_data(cfg: DictConfig, model: SequenceModel, format: str) -> "DomainData
     domain = find_domain(cfg, model, format)
     base = data_config(cfg, domain)
     cls: Any = get_class(base["_target_"])
-    own = cls.options_of(model.config) if "tokenizer" in model.config else {}
+    own = cls.options_of(model.config)
     given: Any = OmegaConf.to_container(cfg.data, resolve=True)
     known = [name for name in base if not name.startswith("_") and name not in ("train", "val", "test")]
     for name in given:
@@ -106,7 +116,7 @@ def find_domain(cfg: DictConfig, model: SequenceModel, format: str) -> str:
         ConfigError: if none is known.
     """
     published = {info.domain for info in list_pretrained() if info.format == format}
-    found = cfg.domain or model.config.get("domain") or (published.pop() if len(published) == 1 else None)
+    found = cfg.domain_name or model.config.get("domain") or (published.pop() if len(published) == 1 else None)
     known = sorted(path.stem for path in (CONFIGS / "domain").glob("*.yaml"))
     if found not in known:
         what = "says no domain" if found is None else f"is of the domain {found!r}, which reads no files here"

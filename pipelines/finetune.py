@@ -55,6 +55,8 @@ def finetune(cfg: "DictConfig", opened: "Opened", folder: Path) -> dict[str, Any
     data = build_data(cfg)
     task = build_task(cfg, data)
     model, report = build_for_task(cfg, opened, data, task)
+    if any(name.startswith("head.") for name in report.reinitialized):
+        data.start(model, task)
     plan = apply_mode(cfg, model.train())
     module = build_module(cfg, model, task)
     scale_learning_rates(cfg, module)

@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf, open_dict
+from rich.console import Console
+from rich.text import Text
 
 from longseq.backbone import Backbone
 from longseq.domains.base import DomainData
 from longseq.domains.tasks import Task
 from longseq.errors import ConfigError
 from longseq.model import SequenceModel
+from longseq.pipelines.finetune_embedding import adopt_data_options, fit_class_token, fit_embedding, fit_head
 from longseq.pipelines.finetune_modes import layer_names
 from longseq.pipelines.fit import check_causality
 from longseq.pretrained import KeyReport, Opened, build_opened, open_pretrained
@@ -19,10 +22,6 @@ if TYPE_CHECKING:
 
 # Options of a backbone that change how it is trained or computed, not what its weights mean.
 FREE_OPTIONS = ("dropout", "drop_path", "gradient_checkpointing", "implementation")
-# Options of an embedding where the checkpoint's own value is right for its weights, whatever the data say.
-KEPT = ("dropout", "init_std", "size", "frames", "mean", "std", "positions", "class_token", "permutation_seed")
-# Options that only pretraining needs, with the parameters they make.
-PRETRAINING = {"mask_token": "embedding.mask_vector"}
 # What must be equal for the same input to mean the same.
 TOKENIZER_KEYS = ("type", "name", "vocab", "k")
 
@@ -44,6 +43,10 @@ def open_for_task(cfg: "DictConfig") -> Opened:
     check_backbone(cfg, described)
     with open_dict(cfg):
         cfg.backbone = {**described, **backbone_options(cfg)}
+    adopted = adopt_data_options(cfg, opened.config)
+    if adopted:
+        shown = ", ".join(f"data.{name}={short(value)}" for name, value in adopted.items())
+        Console().print(Text(f"as the checkpoint was trained: {shown}"))
     return opened
 
 
@@ -102,13 +105,13 @@ def build_for_task(cfg: "DictConfig", opened: Opened, data: DomainData, task: Ta
         wanted = data.model_options(backbone)
         check_tokenizer(config.get("tokenizer"), wanted.get("tokenizer"), str(cfg.pretrained))
         fresh = [str(pattern) for pattern in cfg.allow_missing if str(pattern).startswith("embedding")]
-        embedding = fit_embedding(config["embedding"], wanted["embedding"], cfg.domain, replace=bool(fresh))
+        embedding, starts = fit_embedding(config["embedding"], wanted["embedding"], str(cfg.domain), replace=bool(fresh))
         head = data.head_options(backbone, task.head())
-        if same_head(config, head, task):
-            head = config["head"]
-        else:
-            fresh.append("head.*")
-        fresh += [made for option, made in PRETRAINING.items() if option in config["embedding"] and option not in embedding]
+        if cfg.domain == "vision":
+            embedding, head, more = fit_class_token(embedding, wanted["embedding"].get("class_token"), head)
+            starts += more
+        head, of_head = fit_head(config, head, task)
+        fresh += starts + of_head
         fresh += reinitialized(cfg.finetune.reinit_layers, backbone)
         parts = {"embedding": embedding, "backbone": config["backbone"], "head": head}
         described = {"domain": cfg.domain, **task.config(), **wanted, **parts, "pretrained": config["pretrained"]}
@@ -131,36 +134,6 @@ def check_length(data: DomainData, backbone: Backbone, name: str) -> None:
     )
 
 
-def fit_embedding(found: dict[str, Any], wanted: dict[str, Any], domain: str, *, replace: bool) -> dict[str, Any]:
-    """The checkpoint's embedding, if the data's input means to it what it meant in pretraining.
-
-    Args:
-        found: the checkpoint's.
-        wanted: the data's.
-        domain: named in the error.
-        replace: take the data's, untrained.
-
-    Raises:
-        ConfigError: naming the first option that differs.
-    """
-    if replace:
-        return wanted
-    found = {key: value for key, value in found.items() if key not in PRETRAINING or key in wanted}
-    differing = [
-        key for key in sorted({*found, *wanted}) if key not in KEPT and found.get(key) != wanted.get(key) and key in wanted
-    ]
-    if found["name"] == wanted["name"] and not differing:
-        # The statistics of series are those of the data at hand; those of sounds and images belong to the weights.
-        statistics = ("mean", "std", "covariate_mean", "covariate_std") if domain == "timeseries" else ()
-        return {**found, **{key: wanted[key] for key in statistics if key in wanted}}
-    key = "name" if found["name"] != wanted["name"] else differing[0]
-    raise ConfigError(
-        f"the checkpoint's embedding has {key}={found.get(key)!r}, domain={domain} with these data gives "
-        f"{key}={wanted.get(key)!r}: choose the data options it was trained with, or start with a new embedding: "
-        "allow_missing=[embedding.*]"
-    )
-
-
 def check_tokenizer(found: Any, wanted: Any, source: str) -> None:
     """Raises ConfigError if the checkpoint's tokenizer would give the same input other ids."""
     if not isinstance(found, dict) or not isinstance(wanted, dict):
@@ -177,16 +150,6 @@ def short(value: Any) -> str:
     """A value in at most a line's third."""
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def same_head(config: dict[str, Any], head: dict[str, Any], task: Task) -> bool:
-    """Whether the checkpoint's head answers this very question: the same task, labels and outputs."""
-    mine = task.config()
-    same = all(config.get(key) == mine.get(key) for key in ("task", "labels"))
-    # A published language model's head fits any language model over its vocabulary.
-    published = "task" not in config and task.name in ("lm", "mlm")
-    sizes = all(config["head"].get(key) == head.get(key) for key in ("name", "n_outputs"))
-    return (same or published) and sizes
 
 
 def reinitialized(layers: int | str, backbone: Backbone) -> list[str]:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 FOLDER, FACTS = "pretraining", "pretraining.json"
+# What belongs to the task and has no place in pretraining: it starts untrained.
+TASKS_OWN = ("embedding.class_vector",)
 
 
 def pretrain_on_task(cfg: "DictConfig", folder: Path, data: DomainData, model: SequenceModel) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def pretrain_on_task(cfg: "DictConfig", folder: Path, data: DomainData, model: S
         ConfigError: if the domain has nothing to pretrain with on these data.
     """
     place = folder / FOLDER
-    own = pretraining_config(cfg, place, model.backbone.causal)
+    own = pretraining_config(cfg, place)
     if (place / MODEL).is_dir() and (place / FACTS).is_file():
         # A run that is resumed has this behind it.
         take(model, load_model(place / MODEL))
@@ -93,27 +95,40 @@ def pretrain_on_task(cfg: "DictConfig", folder: Path, data: DomainData, model: S
     return facts
 
 
-def pretraining_config(cfg: "DictConfig", place: Path, causal: bool) -> "DictConfig":
-    """The run's config with the pretraining's task, epochs and folder."""
-    name = cfg.self_pretrain.task or ("lm" if causal else "mlm")
-    known = [path.stem for path in (CONFIGS / "task").glob("*.yaml")]
-    if name not in known:
+def pretraining_config(cfg: "DictConfig", place: Path) -> "DictConfig":
+    """The run's config with the pretraining's epochs and folder, and with its task where the command names one."""
+    name, known = cfg.self_pretrain.task, [path.stem for path in (CONFIGS / "task").glob("*.yaml")]
+    if name is not None and name not in known:
         raise ConfigError(f"self_pretrain.task={name} is no task{nearest(str(name), known)}. Tasks: {', '.join(sorted(known))}")
     own = copy.deepcopy(cfg)
     with open_dict(own):
-        own.task = OmegaConf.load(CONFIGS / "task" / f"{name}.yaml")
         own.run_dir, own.resume = str(place), None
         own.trainer.max_epochs, own.trainer.max_steps = int(cfg.self_pretrain.epochs), -1
         if cfg.self_pretrain.lr is not None:
             own.optimizer.lr = cfg.self_pretrain.lr
+        # Mixtures of labels need labels.
+        for option in ("mixup", "cutmix"):
+            if option in own.module:
+                own.module[option] = 0.0
+    if name is not None:
+        choose_task(own, str(name))
     return own
 
 
+def choose_task(own: "DictConfig", name: str) -> None:
+    """Puts a shipped task's config in the place of the run's."""
+    with open_dict(own):
+        own.task = OmegaConf.load(CONFIGS / "task" / f"{name}.yaml")
+
+
 def pretraining_data(cfg: "DictConfig", own: "DictConfig", data: DomainData, causal: bool) -> DomainData:
-    """The domain's own view of the same rows; or its data module read anew for a task that was named."""
-    if cfg.self_pretrain.task in (None, "lm", "mlm"):
-        wanted = causal if cfg.self_pretrain.task is None else cfg.self_pretrain.task == "lm"
-        return data.self_supervised(wanted)
+    """The domain's own view of the same rows, which says the task; or its data module read anew for a task that was named."""
+    named = cfg.self_pretrain.task
+    if named in (None, "lm", "mlm"):
+        inputs = data.self_supervised(causal if named is None else named == "lm")
+        if named in (None, inputs.task_name):
+            choose_task(own, inputs.task_name)
+            return inputs
     read: DomainData = build(own.data, task=str(own.task.name), seed=cfg.seed)
     read.setup("fit")
     return read
@@ -127,7 +142,7 @@ def take(model: SequenceModel, pretrained: SequenceModel) -> list[str]:
         ConfigError: if the pretraining's network lacks any of the task's.
     """
     theirs = pretrained.state_dict()
-    names = [name for name in model.state_dict() if not name.startswith("head.")]
+    names = [name for name in model.state_dict() if not name.startswith("head.") and name not in TASKS_OWN]
     other = [name for name in names if name not in theirs or theirs[name].shape != model.state_dict()[name].shape]
     if other:
         raise ConfigError(

@@ -97,6 +97,10 @@ def choose_format(name: str, config: Config, keys: Collection[str]) -> str:
         return (known & set(fitting)).pop()
     if len(fitting) == 1:
         return fitting[0]
+    # Published files are called after their network.
+    named = [format for format in fitting if format in Path(name).name.lower()]
+    if len(named) == 1:
+        return named[0]
     if fitting:
         raise CheckpointError(f"{name} could be of the formats {' or '.join(fitting)}: say which, with format={fitting[0]}")
     kind = config.get("model_type") or config.get("architectures") or "not stated"

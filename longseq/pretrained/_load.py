@@ -1,6 +1,6 @@
 """Loading a published checkpoint into a model: everything is checked before the first weight is copied."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -111,7 +111,8 @@ def open_pretrained(
     own = {key: (options or {}).get(key, default) for key, default in chosen.OPTIONS.items()}
     with _strangers_file(checkpoint):
         config = chosen.model_config(checkpoint.config, weights, own)
-    config["pretrained"] = {"source": checkpoint.name, "format": name, **({"revision": revision} if revision else {})}
+    pinned = checkpoint.commit or revision
+    config["pretrained"] = {"source": checkpoint.name, "format": name, **({"revision": pinned} if pinned else {})}
     return Opened(checkpoint, weights, name, own, config)
 
 
@@ -155,8 +156,10 @@ def build_opened(
         raise _cannot_be_built(checkpoint, error) from error
     with _strangers_file(checkpoint):
         renaming = chosen.rename(opened.weights, checkpoint.config, opened.options)
-    report = KeyReport(checkpoint.name, opened.format, dropped=renaming.dropped, notes=renaming.notes)
-    _drop_fresh(renaming, fresh)
+    report = KeyReport(
+        checkpoint.name, opened.format, dropped=renaming.dropped, notes=renaming.notes, revision=checkpoint.commit
+    )
+    _drop_fresh(model, renaming, fresh)
     if not keep_head:
         _drop_other_head(model, renaming)
     tensors = _fit(model, renaming, report, allow_missing, fresh)
@@ -205,7 +208,8 @@ def _fit(
             report.matched.append(name)
         else:
             report.renamed[name] = renaming.sources[name]
-    absent = _place_absent(own, tensors, renaming, report, allow_missing, fresh)
+    buffers = {name for name, _ in model.named_buffers()}
+    absent = _place_absent(own, tensors, renaming, report, allow_missing, fresh, buffers)
     problems = (
         ("missing", absent),
         ("of another shape", other),
@@ -220,11 +224,13 @@ def _fit(
     return tensors
 
 
-def _drop_fresh(renaming: Renaming, fresh: Sequence[str]) -> None:
-    """Takes out of the file what is to start anew."""
+def _drop_fresh(model: SequenceModel, renaming: Renaming, fresh: Sequence[str]) -> None:
+    """Takes out of the file what is to start anew, or has no place in this task."""
+    own = model.state_dict()
     for name in [name for name in renaming.tensors if any(fnmatchcase(name, pattern) for pattern in fresh)]:
         del renaming.tensors[name]
-        renaming.dropped[renaming.sources.pop(name)] = "the head was replaced" if name.startswith("head.") else "starts anew"
+        why = "the head was replaced" if name.startswith("head.") else "starts anew" if name in own else "not of this task"
+        renaming.dropped[renaming.sources.pop(name)] = why
 
 
 def _drop_other_head(model: SequenceModel, renaming: Renaming) -> None:
@@ -257,6 +263,7 @@ def _place_absent(
     report: KeyReport,
     allow_missing: Sequence[str],
     fresh: Sequence[str],
+    buffers: Collection[str],
 ) -> list[str]:
     """Puts each parameter that the checkpoint lacks where it belongs in the report; returns those that may not be missing."""
     loaded = {own[name].data_ptr(): name for name in tensors if own[name].numel()}
@@ -264,9 +271,11 @@ def _place_absent(
     for name, tensor in own.items():
         if name in tensors:
             continue
-        if tensor.data_ptr() in loaded:
+        # A buffer that is to start anew holds what the new config says, such as the statistics of other data.
+        computed = (*renaming.computed, *(fresh if name in buffers else ()))
+        if tensor.numel() and tensor.data_ptr() in loaded:
             report.tied[name] = loaded[tensor.data_ptr()]
-        elif any(fnmatchcase(name, pattern) for pattern in renaming.computed):
+        elif any(fnmatchcase(name, pattern) for pattern in computed):
             report.computed[name] = tuple(tensor.shape)
         elif name.startswith("head.") or any(fnmatchcase(name, pattern) for pattern in fresh):
             report.reinitialized[name] = tuple(tensor.shape)

@@ -24,6 +24,7 @@ class KeyReport:
         computed: buffers that follow from the config and are not in the file.
         tied: parameters that share memory with another, which was loaded -> that one.
         notes: what else to know.
+        revision: the commit on the hub; empty for local files.
     """
 
     source: str
@@ -38,6 +39,7 @@ class KeyReport:
     computed: Shapes = field(default_factory=dict)
     tied: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    revision: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -48,7 +50,8 @@ class KeyReport:
 
     def __str__(self) -> str:
         n_loaded = len(self.matched) + len(self.renamed)
-        lines = [f"{self.source} ({self.format}): {n_loaded} tensors loaded, {len(self.renamed)} of them renamed"]
+        commit = f", revision {self.revision}" if self.revision else ""
+        lines = [f"{self.source} ({self.format}{commit}): {n_loaded} tensors loaded, {len(self.renamed)} of them renamed"]
         for title, entries in (
             ("re-initialized (train these)", _with_shapes(self.reinitialized)),
             ("missing, left at their initial values", _with_shapes(self.missing)),

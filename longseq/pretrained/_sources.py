@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,12 +29,14 @@ class Checkpoint:
         config: its config.json; empty if it has none.
         files: with the weights.
         vocabulary: token -> id of its tokenizer.json; empty if it has none.
+        commit: of the hub's repository, so that the same files can be fetched again; empty for local ones.
     """
 
     name: str
     config: dict[str, Any]
     files: list[Path]
     vocabulary: dict[str, int] = field(default_factory=dict)
+    commit: str = ""
 
 
 def find_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoint:
@@ -55,7 +57,10 @@ def find_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoi
     if match is None or str(source).startswith((".", "~")):
         raise CheckpointError(f"{source} does not exist here, and a hub id looks like LongSafari/hyenadna-small-32k-seqlen-hf")
     repository, file = match.groups()
-    return _local(_download(repository, file, revision), str(source))
+    path = _download(repository, file, revision)
+    # The hub's cache keeps each commit in a folder of that name.
+    commit = next((part for part in reversed(path.parts) if re.fullmatch(r"[0-9a-f]{40}", part)), "")
+    return replace(_local(path, str(source)), commit=commit)
 
 
 def _local(path: Path, name: str) -> Checkpoint:

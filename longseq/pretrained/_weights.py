@@ -15,11 +15,14 @@ from longseq.checkpoint import load_weights
 from longseq.errors import CheckpointError
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+# What the verb export writes beside plain weights.
+GRAPHS = (".onnx", ".pt2")
 # Containers that training scripts wrap a state dict in.
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "module")
 # Hyperparameters that trainers save beside the weights: objects of these take no part, and stand-ins replace them.
 _BYSTANDERS = re.compile(
     r"(omegaconf|pytorch_lightning|lightning|lightning_fabric|argparse|pathlib)\..+|typing\.Any|collections\.defaultdict"
+    r"|numpy(\._?core)?\.(multiarray\.)?(scalar|_reconstruct|dtype|ndarray)|numpy\.dtypes\.\w+"
     r"|(builtins|__builtin__)\.(dict|list|tuple|set|int|float|str|bool|bytes|NoneType)"
 )
 
@@ -56,9 +59,19 @@ def weight_files(folder: Path) -> list[Path]:
         if files:
             names = ", ".join(path.name for path in files[:5])
             raise CheckpointError(f"{folder} holds several checkpoints ({names}): give the path of one of them")
+    _refuse_graph(folder, [path for path in sorted(folder.iterdir()) if path.suffix in GRAPHS])
     raise CheckpointError(
         f"{folder} holds no weights: expected model.safetensors, pytorch_model.bin, weights.ckpt or one file of {PICKLES}"
     )
+
+
+def _refuse_graph(place: Path, graphs: Sequence[Path]) -> None:
+    """Raises CheckpointError for an exported graph, which is for running alone."""
+    if graphs:
+        raise CheckpointError(
+            f"{place} holds the graph {graphs[0].name}, which is for running: its weights cannot be trained. Start from the "
+            "run that it was exported from, or export that run with format=safetensors"
+        )
 
 
 def _shards(index: Path) -> list[Path]:
@@ -95,6 +108,7 @@ def read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     if path.suffix not in PICKLES:
+        _refuse_graph(path.parent, [path] if path.suffix in GRAPHS else [])
         raise CheckpointError(f"{path} is neither safetensors nor one of {', '.join(PICKLES)}")
     try:
         with torch.serialization.safe_globals(_stand_ins(path)):
@@ -120,15 +134,14 @@ def _stand_ins(path: Path) -> list[Any]:
 
 
 def _refusal(path: Path, error: str) -> CheckpointError:
-    found = re.search(r"GLOBAL (\S+)|Unsupported (?:class|global|operand)[^.\n]*", error)
+    found = re.search(r"GLOBAL (\S+)", error) or re.search(r"Unsupported ((?:class|global|operand)[^.\n]*)", error)
     with path.open("rb") as file:
         is_pickle = file.read(4).startswith((b"\x80", b"PK\x03\x04"))
     if found is None or not is_pickle:
         return CheckpointError(f"{path} is truncated or corrupted ({path.stat().st_size} bytes): it is no PyTorch file")
-    what = found.group(1) or found.group(0)
     return CheckpointError(
-        f"{path} was refused: beside tensors its pickle asks for {what}, and loading it would run code. If you trust its "
-        "author, open it on a machine that you can spare, save its tensors with safetensors.torch.save_file, and load those"
+        f"{path} was refused: beside tensors its pickle asks for {found.group(1)}, and loading it would run code. If you trust "
+        "its author, open it on a machine that you can spare, save its tensors with safetensors.torch.save_file, and load those"
     )
 
 

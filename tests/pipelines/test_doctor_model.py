@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from longseq.checkpoint import save_model
+from longseq.checkpoint import load_model, save_model
+from longseq.heads import create_head
 from longseq.model import build_model
 from longseq.pipelines import doctor, doctor_model
 from longseq.pipelines.doctor_model import check_batch_norm, check_model, check_padding
 from longseq.pipelines.machine import FAIL, OK, WARN
+from tests.pipelines.published import publish
 
 VOCABULARY = {"[PAD]": 4, "A": 7, "C": 8, "G": 9, "T": 10}
 
@@ -63,6 +65,31 @@ def test_a_length_that_is_not_the_runs(tmp_path: Path) -> None:
     (tmp_path / "run" / "config.yaml").write_text("backbone: {name: hyena, max_length: 128}\n")
     (text,) = marks(tmp_path / "run")[WARN]
     assert "64" in text and "128" in text
+
+
+def test_a_length_that_is_not_the_published_one(tmp_path: Path) -> None:
+    made = folder(tmp_path / "run" / "model", name="hyena", max_length=96).parent
+    model = load_model(made / "model")
+    model.config["head"] = {"name": "token", "n_outputs": 16}
+    model.head = create_head("token", 16, n_outputs=16)
+    save_model(model, made / "model")
+    # The weights fit any length, so only the name tells that the config was changed.
+    path = publish(made, tmp_path / "hyenadna-tiny-1k-seqlen-hf")
+    (text,) = marks(path)[WARN]
+    assert "max_length is 96" in text and "1,026" in text
+
+
+def test_a_published_folder_with_another_tokenizer(tmp_path: Path) -> None:
+    made = folder(tmp_path / "run" / "model", name="hyena", max_length=96).parent
+    model = load_model(made / "model")
+    model.config["head"] = {"name": "token", "n_outputs": 16}
+    model.head = create_head("token", 16, n_outputs=16)
+    save_model(model, made / "model")
+    path = publish(made, tmp_path / "mine")
+    names = ["[CLS]", "[SEP]", "[BOS]", "[MASK]", "[PAD]", "[RESERVED]", "[UNK]", "A", "G", "C", "T", "N"]
+    (path / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
+    (text,) = marks(path)[FAIL]
+    assert "C is 9 instead of 8" in text
 
 
 def test_pads_that_are_pooled_and_batch_norms(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 import torch
 from hydra import compose, initialize_config_module
-from safetensors.torch import save_file
+from omegaconf import OmegaConf
 from torch import Tensor
 
-from longseq.checkpoint import load_model, save_model
+from longseq.checkpoint import load_model
 from longseq.pipelines.finetune_model import build_for_task, open_for_task
 from longseq.pipelines.fit import build_data, build_task
 from longseq.registry import create_backbone
+from tests.pipelines.published import publish
 
 Command = Callable[..., int]
 QUICK = ["trainer=cpu", "trainer.max_epochs=1", "data.batch_size=16", "trainer.log_every_n_steps=1", "baselines=false"]
@@ -62,56 +63,9 @@ def first_logits(source: Path, dna_csv: Path, *options: str) -> Tensor:
         return model.eval()(batch["inputs"], batch["mask"])
 
 
-def as_hyenadna(run: Path, folder: Path) -> Path:
-    """The run's model as the port for transformers would publish it."""
-    model = load_model(run / "model")
-    mixer, theirs = r"backbone\.blocks\.(\d+)\.mixer\.", r"hyena.backbone.layers.\1.mixer."
-    names = {
-        r"embedding\.embedding\.weight": "hyena.backbone.embeddings.word_embeddings.weight",
-        r"backbone\.final_norm\.(\w+)": r"hyena.backbone.ln_f.\1",
-        r"backbone\.blocks\.(\d+)\.(norm\d|mlp\.fc\d)\.(\w+)": r"hyena.backbone.layers.\1.\2.\3",
-        r"backbone\.blocks\.(\d+)\.mixer\.(\w+_proj|short_filter)\.(\w+)": r"hyena.backbone.layers.\1.mixer.\2.\3",
-        **{rf"{mixer}filter\.layers\.{j}\.(\w+)": rf"{theirs}filter_fn.implicit_filter.{2 * j}.\2" for j in range(3)},
-        r"backbone\.blocks\.(\d+)\.mixer\.filter\.freq": r"hyena.backbone.layers.\1.mixer.filter_fn.implicit_filter.1.freq",
-        r"backbone\.blocks\.(\d+)\.mixer\.filter\.output\.weight": (
-            r"hyena.backbone.layers.\1.mixer.filter_fn.implicit_filter.6.weight"
-        ),
-        r"backbone\.blocks\.(\d+)\.mixer\.filter\.deltas": r"hyena.backbone.layers.\1.mixer.filter_fn.modulation.deltas",
-        r"backbone\.blocks\.(\d+)\.mixer\.filter\.bias": r"hyena.backbone.layers.\1.mixer.filter_fn.bias",
-        r"head\.projection\.weight": "lm_head.weight",
-    }
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        new = next(re.sub(pattern, to, name) for pattern, to in names.items() if re.fullmatch(pattern, name))
-        weights[new] = tensor.clone()
-    config = {
-        "model_type": "hyenadna",
-        "d_model": 16,
-        "n_layer": 3,
-        "d_inner": 64,
-        "vocab_size": 12,
-        "max_seq_len": model.backbone.max_length,
-        "emb_dim": 5,
-        "filter_order": 64,
-        "activation_freq": 10,
-        "hyena_order": 2,
-    }
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(weights, folder / "model.safetensors")
-    return folder
-
-
-def test_run_imported_and_exported_folders_give_the_same_first_logits(pretrained: Path, dna_csv: Path, tmp_path: Path) -> None:
-    exported = save_model(load_model(pretrained / "model"), tmp_path / "exported")
-    imported = as_hyenadna(pretrained, tmp_path / "imported")
-    activation = load_model(pretrained / "model").config["backbone"].get("activation_freq", 10)
-    assert activation in (1, 10)
-    options = [] if activation == 10 else ["+backbone.activation_freq=1"]
+def test_layers_that_start_anew_answer_otherwise(pretrained: Path, dna_csv: Path) -> None:
     expected = first_logits(pretrained, dna_csv)
-    assert expected.abs().max() > 0
-    torch.testing.assert_close(first_logits(exported, dna_csv), expected, atol=0, rtol=0)
-    torch.testing.assert_close(first_logits(imported, dna_csv, *options), expected, atol=1e-6, rtol=0)
+    assert expected.abs().max() > 0 and torch.equal(first_logits(pretrained, dna_csv), expected)
     assert not torch.equal(first_logits(pretrained, dna_csv, "finetune.reinit_layers=1"), expected)
 
 
@@ -130,8 +84,16 @@ def test_full_leaves_its_reports(
     assert sum(groups["parameters"].tolist()) == sum(p.numel() for p in model.parameters())
     keys = json.loads((tmp_path / "run" / "key_report.json").read_text())
     assert set(keys["reinitialized"]) == {"head.projection.weight", "head.projection.bias"}
-    report = (tmp_path / "run" / "report.html").read_text()
-    assert "Parameter groups" in report and "Key report" in report and "started anew" in report
+    # The report, as a reader sees it, holds the same groups and keys as the files.
+    report = plain(re.sub(r"<[^>]+>", " ", (tmp_path / "run" / "report.html").read_text()))
+    table = report.split("Parameter groups")[-1]
+    for row in groups.to_dict("records"):
+        assert f"{row['such as']}" in table and f"{row['parameters']:,}" in table.replace("\u202f", ",")
+    assert "full fine-tuning" in report and "Key report" in report
+    loaded, renamed = len(keys["matched"]) + len(keys["renamed"]), len(keys["renamed"])
+    assert f"{loaded} tensors loaded, {renamed} of them renamed" in report
+    for name, shape in keys["reinitialized"].items():
+        assert f"{name} started anew ({', '.join(map(str, shape))})" in report
     assert metrics(tmp_path / "run")["finetune"]["trainable"] == sum(groups["parameters"].tolist())
     assert metrics(tmp_path / "run")["backbone"] == "hyena"
 
@@ -206,14 +168,14 @@ def test_layers_are_unfrozen_from_the_head_down(longseq: Command, pretrained: Pa
 
 
 def test_folds_hold_out_each_row_once(longseq: Command, pretrained: Path, dna_csv: Path, tmp_path: Path) -> None:
-    options = ["cv.folds=3", "finetune.freeze=backbone"]
+    options = ["cv.folds=2", "finetune.freeze=backbone"]
     assert longseq("finetune", f"pretrained={pretrained}", f"data.train={dna_csv}", *QUICK, *options, "run_dir=run") == 0
     found = metrics(tmp_path / "run")
-    tests = [pd.read_csv(tmp_path / "run" / f"fold_{k}" / "predictions.csv") for k in (1, 2, 3)]
+    tests = [pd.read_csv(tmp_path / "run" / f"fold_{k}" / "predictions.csv") for k in (1, 2)]
     ids = pd.concat(tests)["id"].tolist()
     assert len(ids) == 120 and len(set(ids)) == 120
     losses = [fold["loss"] for fold in found["folds"]]
-    assert found["test"]["loss"] == pytest.approx(sum(losses) / 3)
+    assert found["test"]["loss"] == pytest.approx(sum(losses) / 2)
     assert found["test_sd"]["loss"] == pytest.approx(pd.Series(losses).std())
     assert "Cross-validation" in (tmp_path / "run" / "report.html").read_text()
 
@@ -226,6 +188,27 @@ def test_from_scratch_takes_nothing_but_the_shape(longseq: Command, pretrained: 
     model, before = (load_model(folder / "model") for folder in (tmp_path / "run", pretrained))
     weights = [m.backbone.blocks[0].mlp.fc1.weight for m in (model, before)]  # type: ignore[union-attr, index]
     assert not torch.allclose(weights[0], weights[1])
+
+
+def test_a_head_goes_on_where_the_labels_are_the_same(
+    longseq: Command, pretrained: Path, dna_csv: Path, tmp_path: Path
+) -> None:
+    base = [f"data.train={dna_csv}", *QUICK, "report=false", "trainer.limit_train_batches=1", "optimizer.lr=1e-12"]
+    assert longseq("finetune", f"pretrained={pretrained}", *base, "run_dir=first") == 0
+    assert longseq("finetune", "pretrained=first", *base, "task.dropout=0.1", "run_dir=same") == 0
+    other = tmp_path / "other.csv"
+    other.write_text(dna_csv.read_text().replace(",1\n", ",yes\n").replace(",0\n", ",no\n"))
+    assert longseq("finetune", "pretrained=first", *base, f"data.train={other}", "run_dir=other") == 0
+    assert longseq("finetune", "pretrained=first", *base, "task.pool=max", "run_dir=pooled") == 0
+    anew = {
+        name: json.loads((tmp_path / name / "key_report.json").read_text())["reinitialized"]
+        for name in ("same", "other", "pooled")
+    }
+    assert not anew["same"] and anew["other"] and anew["pooled"]
+    first, same, pooled = (load_model(tmp_path / name / "model") for name in ("first", "same", "pooled"))
+    weight = "head.projection.weight"
+    torch.testing.assert_close(same.get_parameter(weight), first.get_parameter(weight), atol=1e-6, rtol=0)
+    assert same.config["head"]["dropout"] == 0.1 and pooled.config["head"]["pool"] == "max"
 
 
 def test_language_model_goes_on_with_its_head(longseq: Command, pretrained: Path, tmp_path: Path) -> None:
@@ -324,13 +307,44 @@ def test_a_model_of_both_strands_stays_equivariant(longseq: Command, dna_csv: Pa
     options = ["task=mlm", "backbone=caduceus", "backbone.d_model=16", "backbone.n_layers=1", "data.window=128"]
     assert longseq("fit", *QUICK, *options, "data.train=g.fa", "run_dir=pre", "report=false") == 0
     base = ["pretrained=pre", f"data.train={dna_csv}", *QUICK, "report=false", "optimizer.lr=1e-2"]
-    for name, mode in (("full", []), ("probe", ["finetune.freeze=backbone"]), ("lora", ["finetune.lora.r=2"])):
+    lora = ["finetune.lora.r=4", "finetune.lora.targets=[in_proj,out_proj]", "data.rc_augment=false", "module.rc_average=false"]
+    for name, mode in (("full", []), ("probe", ["finetune.freeze=backbone"]), ("lora", lora)):
         assert longseq("finetune", *base, *mode, f"run_dir={name}") == 0
         model = load_model(tmp_path / name / "model")
         assert model.backbone.reverse_complement and model.config["head"]["name"] == "strand_pool"
         ids = torch.randint(7, 11, (2, 19))
         with torch.no_grad():
             torch.testing.assert_close(model(ids), model(17 - ids.flip(1)), atol=1e-5, rtol=1e-5)
+
+
+def test_adapters_of_the_shipped_caduceus_are_few() -> None:
+    from longseq.adapters import add_lora
+
+    with initialize_config_module("longseq.configs", version_base="1.3"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LONGSEQ_DATA", "/data")
+        options = OmegaConf.to_container(compose("fit", overrides=["experiment=dna/pretrain_caduceus"]).backbone)
+    backbone = create_backbone(**options)  # type: ignore[arg-type]
+    before = sum(p.numel() for p in backbone.parameters())
+    adapted = add_lora(backbone, r=4, targets=["in_proj", "out_proj"])
+    trained = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
+    assert backbone.reverse_complement and len(adapted.layers) == 2 * options["n_layers"]  # type: ignore[index, call-overload]
+    assert 0 < trained / (before + trained) < 0.05
+
+
+@pytest.mark.parametrize("backbone", ["longformer", "caduceus", "transformer"])
+def test_longer_sequences_than_in_pretraining_where_no_weights_depend_on_it(
+    longseq: Command, dna_csv: Path, tmp_path: Path, backbone: str
+) -> None:
+    letters = torch.randint(4, (600,), generator=torch.Generator().manual_seed(0))
+    (tmp_path / "g.fa").write_text(">one\n" + "".join("ACGT"[i] for i in letters) + "\n")
+    options = [f"backbone={backbone}", "backbone.d_model=16", "backbone.n_layers=1", "data.window=24", "data.train=g.fa"]
+    task = "lm" if backbone == "transformer" else "mlm"
+    assert longseq("fit", f"task={task}", *QUICK, *options, "run_dir=pre", "report=false", "data.batch_size=4") == 0
+    base = ["pretrained=pre", f"data.train={dna_csv}", *QUICK, "report=false", "trainer.limit_train_batches=1"]
+    assert longseq("finetune", *base, "run_dir=run") == 0
+    assert not set(json.loads((tmp_path / "run" / "key_report.json").read_text())["reinitialized"]) - {
+        f"head.{part}projection.{kind}" for part in ("", "strand.") for kind in ("weight", "bias")
+    }
 
 
 def test_bad_checkpoints_are_answered_and_leave_no_run(
@@ -342,7 +356,7 @@ def test_bad_checkpoints_are_answered_and_leave_no_run(
         assert "Traceback" not in message and not (tmp_path / "run" / "model").exists()
         return message
 
-    folder = as_hyenadna(pretrained, tmp_path / "hf")
+    folder = publish(pretrained, tmp_path / "hf")
     config = json.loads((folder / "config.json").read_text())
     vocabulary = {token: i for i, token in enumerate(["CLS", "SEP", "BOS", "MASK", "PAD", "RESERVED", "UNK"])}
     named = {f"[{token}]": i for token, i in vocabulary.items()} | {"A": 8, "C": 7, "G": 9, "T": 10, "N": 11}

@@ -40,14 +40,50 @@ def test_one_command_pretrains_and_trains(
     assert "Pretraining on the task" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_domains_without_such_a_task_say_so(
+def test_tasks_that_do_not_go_say_so(
     longseq: Command, tiny: list[str], dna_csv: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = [f"data.train={dna_csv}", "run_dir=run"]
     assert longseq("fit", *tiny, *options, "self_pretrain.epochs=1", "self_pretrain.task=masked") == 2
     assert "masked_patch" in capsys.readouterr().err
-    assert longseq("fit", "domain=audio", "trainer=cpu", "run_dir=run2", "self_pretrain.epochs=1") == 2
-    assert "self_pretrain" in capsys.readouterr().err
+    for own in (
+        ["domain=timeseries", "task=masked_series", "data.demo_days=150"],
+        ["domain=vision", "task=masked_patch", "backbone.bidirectional=true"],
+        ["domain=audio", "task=masked_sound", "data.demo_rows=8"],
+    ):
+        assert longseq("fit", *tiny, *own, "self_pretrain.epochs=1", "run_dir=run2") == 2
+        assert "needs no labels as it is" in capsys.readouterr().err
+
+
+BOTH_SIDES = ["backbone=mamba", "backbone.bidirectional=true"]
+SOUNDS = ["domain=audio", "data.demo_rows=24", "data.batch_size=8"]
+SERIES = ["domain=timeseries", "data.demo_days=120", "data.batch_size=16"]
+
+
+@pytest.mark.parametrize(
+    ("options", "task"),
+    [
+        ([*SOUNDS, "data.tokenizer=logmel"], "masked_sound"),
+        ([*SOUNDS, "data.tokenizer=waveform", *BOTH_SIDES], "masked_sound"),
+        ([*SOUNDS, "data.tokenizer=mulaw", "data.clip_s=0.05"], "lm"),
+        ([*SERIES, "data.calendar=[hour]"], "imputation"),
+        ([*SERIES, "task=classification", "data.lookback=40", "data.tokenizer=point", "backbone=gru"], "imputation"),
+        (["domain=vision"], "masked_patch"),
+        (["domain=vision", "data.class_token=middle", "module.mixup=0.2", *BOTH_SIDES], "masked_patch"),
+        (["domain=vision", "data.tokenizer=pixel", "data.permutation_seed=1", "backbone=gru"], "masked_patch"),
+    ],
+)
+def test_every_domain_pretrains_on_its_own_data(trained: Callable[..., Path], options: list[str], task: str) -> None:
+    run = trained(*options, "self_pretrain.epochs=1", "self_pretrain.lr=1e-2", "optimizer.lr=1e-12")
+    found = metrics(run)["self_pretrain"]
+    assert found["task"] == task and found["training"]["steps"] == 2
+    assert all(value == value for value in found["validation"].values())
+    pretrained, model = (load_model(run / name) for name in ("pretraining/model", "model"))
+    theirs, own = pretrained.state_dict(), model.state_dict()
+    shared = [name for name in own if not name.startswith("head.") and name != "embedding.class_vector"]
+    assert len(shared) == found["tensors"]
+    for name in shared:
+        torch.testing.assert_close(own[name], theirs[name], atol=1e-6, rtol=1e-6)
 
 
 def test_pieces_hold_the_same_tokens() -> None:
