@@ -64,6 +64,13 @@ class DomainData(L.LightningDataModule, ABC):
         self, *, task: str, batch_size: int, max_tokens: int | None = None, num_workers: int = 0, seed: int = 1
     ) -> None:
         super().__init__()
+        for name, number, least in (
+            ("batch_size", batch_size, 1),
+            ("max_tokens", max_tokens, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if number is not None and number < least:
+                raise ConfigError(f"data.{name} must be {least} or more, found {number}")
         self.task_name = task
         self.batch_size, self.max_tokens, self.num_workers, self.seed = batch_size, max_tokens, num_workers, seed
         self.splits: dict[str, Rows] = {}

@@ -77,7 +77,7 @@ class Task(nn.Module, ABC):
     def score_predictions(self, predicted: Tensor, labels: Tensor) -> dict[str, float]:
         """The metrics of predictions that some other method made: probabilities (B, O), or quantities (B, O)."""
         metrics = self.metrics()
-        self.update(metrics, self.outputs_from(predicted), {"labels": labels})
+        self.update(metrics, self.outputs_from(predicted.contiguous()), {"labels": labels})
         return {name: float(value) for name, value in metrics.compute().items()}
 
     def combine(self, outputs: Sequence[Tensor]) -> Tensor:

@@ -34,6 +34,7 @@ OUTPUTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "imputation": ("filled", ("batch", "steps", "channels")),
     "anomaly": ("scores", ("batch", "steps")),
     "masked_patch": ("cells", ("batch", "positions", "values")),
+    "masked_sound": ("frames", ("batch", "positions", "values")),
 }
 TOKEN_HEADS = ("token", "strand_token", "masked_token")
 # Tasks whose answer is one for the whole sequence, and those with one at every position.

@@ -137,9 +137,10 @@ def run_with_config(verb: str, args: list[str]) -> int:
     from hydra._internal.utils import _run_hydra, get_args_parser
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import OverrideParseException
+    from omegaconf.errors import MissingMandatoryValue
 
     parser = get_args_parser()
-    parsed = parser.parse_args(args)
+    parsed = parser.parse_args(flags_as_overrides(args, set(parser._option_string_actions)))
     parsed.overrides = check_overrides(verb, parsed.overrides)
     code = 0
     failure: BaseException | None = None
@@ -182,9 +183,36 @@ def run_with_config(verb: str, args: list[str]) -> int:
         ) from None
     finally:
         sys.argv = argv
+    if isinstance(failure, MissingMandatoryValue):
+        # The option that a verb cannot do without, ??? in its config.
+        key = failure.full_key or "an option"
+        raise ConfigError(f"longseq {verb} needs {key}=...; longseq {verb} --help says what it is") from None
     if failure is not None:
         raise failure
     return code
+
+
+def flags_as_overrides(args: list[str], own: set[str]) -> list[str]:
+    """`--device cpu` and `--device=cpu` as `device=cpu`.
+
+    Args:
+        args: of the command line.
+        own: Hydra's flags, which stay as they are.
+
+    Raises:
+        ConfigError: for a flag without a value.
+    """
+    found, rest = [], iter(args)
+    for arg in rest:
+        flag, equals, value = arg.partition("=")
+        if not flag.startswith("--") or flag in own or flag == "--":
+            found.append(arg)
+            continue
+        value = value if equals else next(rest, "")
+        if value.startswith("--") or not value:
+            raise ConfigError(f"{flag} wants a value: {flag}=..., or {flag[2:].replace('-', '_')}=...")
+        found.append(f"{flag[2:].replace('-', '_')}={value}")
+    return found
 
 
 def check_overrides(verb: str, overrides: list[str]) -> list[str]:
@@ -194,8 +222,9 @@ def check_overrides(verb: str, overrides: list[str]) -> list[str]:
         The overrides, with Hydra's + in front of new keys in places that the config leaves open (`data: {}`).
     """
     known_groups = groups()
-    overrides = [part for override in overrides for part in split_model_name(override)]
-    overrides = [plain_word(verb, override) for override in overrides]
+    # No experiment is the default, but Hydra does not take it as a choice.
+    overrides = [part for override in overrides if override != "experiment=null" for part in split_model_name(override)]
+    overrides = [quoted_pattern(plain_word(verb, override)) for override in overrides]
     plain = []
     for override in overrides:
         match = GROUP_OVERRIDE.match(override)
@@ -213,9 +242,25 @@ def check_overrides(verb: str, overrides: list[str]) -> list[str]:
     return [add_or_set(override, known, opened) for override in overrides]
 
 
+# Keys that are plain words of a verb, where Hydra would look for the config of that name.
+PLAIN_WORDS = {"predict": ("task", "mode"), "embed": ("domain", "domain_name")}
+
+
 def plain_word(verb: str, override: str) -> str:
-    """`task=` of predict as `mode=`: there it is a plain word, but Hydra would look for the config of a task."""
-    return re.sub(r"^task=", "mode=", override) if verb == "predict" else override
+    """`task=` of predict as `mode=`, `domain=` of embed as `domain_name=`."""
+    if verb not in PLAIN_WORDS:
+        return override
+    word, key = PLAIN_WORDS[verb]
+    return re.sub(rf"^{word}=", f"{key}=", override)
+
+
+def quoted_pattern(override: str) -> str:
+    r"""A regular expression such as `data.test_pattern=_[0-4]\.wav$` in quotes: Hydra reads brackets its own way."""
+    match = re.fullmatch(r"(?P<key>[+\w.]+_pattern)=(?P<value>.+)", override, re.DOTALL)
+    if match is None or match["value"] == "null" or match["value"][0] in "'\"":
+        return override
+    # Hydra leaves backslashes alone but those in front of a quote or at the end.
+    return f"""{match["key"]}='{match["value"].replace("'", chr(92) + "'")}'"""
 
 
 def split_model_name(override: str) -> list[str]:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from longseq.checkpoint import load_model, write_atomically
-from longseq.errors import ConfigError, DataError
+from longseq.errors import ConfigError, DataError, LongseqError
 from longseq.pipelines import console
 from longseq.pipelines.cli import nearest
 from longseq.pipelines.fit import build_data, build_module, build_task, build_trainer, quiet_lightning, scores
@@ -46,7 +46,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     result: dict[str, Any] = {
         "run": str(folder),
         "backbone": saved.backbone.name,
-        "test": scores(trainer.test(module, data, verbose=False)),
+        "test": tested(cfg, trainer, module, data),
         "data": {"changes": OmegaConf.to_container(cfg.data), "splits": data.summary(), "counts": data.counts},
         "environment": environment(trainer),
     }
@@ -62,6 +62,21 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         out.print(console.results_table(result, "test result", str(saved.task.monitor), str(saved.task.mode)))
         out.print(f"written  {path}", highlight=False)
     return result
+
+
+def tested(cfg: DictConfig, trainer: L.Trainer, module: L.LightningModule, data: "DomainData") -> dict[str, float]:
+    """The test's metrics.
+
+    Raises:
+        ConfigError: if the model does not take what the changed options make of the data.
+    """
+    try:
+        return scores(trainer.test(module, data, verbose=False))
+    except ValueError as error:
+        changed = [f"data.{key}={value}" for key, value in cfg.data.items()]
+        if isinstance(error, LongseqError) or not changed:
+            raise
+        raise ConfigError(f"the model of run={cfg.run} does not fit {', '.join(changed)}: {error}") from error
 
 
 def run_config(folder: Path, cfg: DictConfig) -> DictConfig:

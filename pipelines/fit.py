@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 
 from longseq.adapters import has_adapters, merge_weights
@@ -25,6 +25,7 @@ from longseq.errors import ConfigError, LongseqError
 from longseq.model import SequenceModel, build_model
 from longseq.pipelines import console
 from longseq.pipelines.callbacks import LAST, LengthWarmup, RunCheckpoints
+from longseq.pipelines.option_types import check_types
 from longseq.pipelines.results import environment, gather_predictions, write_metrics
 from longseq.pipelines.run_folder import MODEL, PREDICTIONS, open_run_folder
 from longseq.registry import create_backbone
@@ -132,9 +133,20 @@ def build(entry: Any, **options: Any) -> Any:
 
 def build_data(cfg: "DictConfig") -> DomainData:
     """The domain's data module, with the user's files read."""
+    check_config(cfg)
     data: DomainData = build(cfg.data, task=task_name(cfg), seed=cfg.seed)
     data.setup("fit")
     return data
+
+
+def check_config(cfg: "DictConfig") -> None:
+    """Raises ConfigError for options of the wrong kind, before anything is read."""
+    for part in ("data", "module", "trainer"):
+        options: Any = OmegaConf.to_container(cfg[part], resolve=True) if cfg.get(part) else {}
+        # Ours, and no trainer's.
+        own = {"precision": None} if options.get("precision") == "auto" else {}
+        if options.get("_target_"):
+            check_types(part, get_class(options["_target_"]), {**options, **own})
 
 
 def task_name(cfg: "DictConfig") -> str:
@@ -168,7 +180,10 @@ def build_network(cfg: "DictConfig", data: DomainData, task: Task) -> SequenceMo
         "backbone": options,
         "head": data.head_options(backbone, task.head()),
     }
-    return build_model(config, backbone)
+    try:
+        return build_model(config, backbone)
+    except ValueError as error:
+        raise error if isinstance(error, LongseqError) else ConfigError(f"the model cannot be built: {error}") from error
 
 
 def check_causality(task: str, causal: bool, backbone: str) -> None:
@@ -309,6 +324,9 @@ def quiet_lightning() -> None:
         ".*You are using a custom batch sampler.*",
         ".*will save all targets and predictions in the buffer.*",
         ".*The variance of predictions or target is close to zero.*",
+        # A class that no row of val or test has; its score is left out of the mean.
+        ".*No (positive|negative) samples in targets.*",
+        ".*score for one or more classes was `nan`.*",
         # A frozen part is in eval mode on purpose.
         ".*in eval mode at the start of training.*",
     ):

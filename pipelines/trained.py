@@ -163,7 +163,10 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device("cuda" if name == "gpu" else str(name))
     except RuntimeError:
-        raise ConfigError(f"device must be auto, cpu, cuda, cuda:1 or mps, found {name!r}") from None
+        device = torch.device("meta")
+    # Torch knows more of them, on which nothing can be computed or that nobody has tried.
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device must be auto, cpu, cuda, cuda:1 or mps, found {name!r}")
     count = torch.cuda.device_count() if device.type == "cuda" else 1
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigError(f"device={name}, but torch sees {count or 'no'} GPUs (longseq doctor says why)")

@@ -43,6 +43,9 @@ class Augmentation:
             raise ConfigError(f"data.noise_snr_db must be [smallest, largest] in dB, found {list(self.noise_snr_db)}")
         if any(not 0.5 <= speed <= 2.0 for speed in self.speeds):
             raise ConfigError(f"data.speeds must lie between 0.5 and 2, found {list(self.speeds)}")
+        for name in ("time_masks", "time_mask_s", "freq_masks", "freq_mask_bins", "mixup"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"data.{name} must not be negative, found {getattr(self, name)}")
 
     @property
     def masks_spectrum(self) -> bool:

@@ -1,7 +1,9 @@
 """Reads people's recordings, or makes the demo's, and gives batches of samples or mu-law levels with their labels."""
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,13 @@ from longseq.domains.audio.clips import Clips, cut_windows, open_clips
 from longseq.domains.audio.labels import read_events
 from longseq.domains.audio.options import augmentation, check_task
 from longseq.domains.audio.recordings import FramePredictions, Recordings, SoundSequences
-from longseq.domains.audio.rows import ClipRows, feature_statistics
+from longseq.domains.audio.rows import ClipRows, HiddenClipRows, feature_statistics
 from longseq.domains.audio.sources import ReadOptions, Source, read_source
-from longseq.domains.audio.splits import SPEAKERS, make_split, speaker_leaks
+from longseq.domains.audio.splits import SPEAKERS, make_split, recording_leaks, speaker_leaks
 from longseq.domains.audio.targets import Labelled, encode_targets
 from longseq.domains.audio.tasks import own_target
 from longseq.domains.audio.tokenizer import LEVELS, SILENCE, AudioTokenizer
+from longseq.domains.audio.usable import leave_out
 from longseq.domains.base import DomainData, DomainModule, Row
 from longseq.domains.likelihood import LikelihoodOptions, LikelihoodPredictions
 from longseq.domains.loading import pad_rows
@@ -44,7 +47,7 @@ class AudioData(DomainData):
     memory.
 
     Args:
-        task: `classification`, `multilabel`, `regression`, `ctc`, `frames` or `lm`.
+        task: `classification`, `multilabel`, `regression`, `ctc`, `frames`, `lm` or `masked_sound`.
         train: the training data, or all data, which is then split; None for the embedded synthetic demo data.
         val: data; None takes rows of `train`.
         test: data; None takes rows of `train`.
@@ -88,6 +91,8 @@ class AudioData(DomainData):
         frame_hop_s: seconds from one to the next.
         f_min: lowest frequency in Hz.
         f_max: highest; None for half the sampling rate.
+        hide: share of the sound that is hidden (masked_sound).
+        hide_s: mean length of a hidden stretch in seconds.
         demo_rows: training clips of the demo data.
         **augment: the fields of `longseq.domains.audio.augment.Augmentation`.
     """
@@ -140,6 +145,8 @@ class AudioData(DomainData):
         frame_hop_s: float = 0.010,
         f_min: float = 64.0,
         f_max: float | None = None,
+        hide: float = 0.4,
+        hide_s: float = 0.1,
         demo_rows: int = 400,
         **augment: Any,
     ) -> None:
@@ -148,7 +155,9 @@ class AudioData(DomainData):
         for name, value, known in (("on_bad", on_bad, ("error", "skip")), ("on_long", on_long, ("crop", "window", "error"))):
             if value not in known:
                 raise ConfigError(f"data.{name} must be one of {', '.join(known)}, found {value!r}")
-        for name, seconds in (("clip_s", clip_s), ("hop_s", hop_s)):
+        if not 0.0 < hide < 1.0:
+            raise ConfigError(f"data.hide must lie between 0 and 1, found {hide}")
+        for name, seconds in (("clip_s", clip_s), ("hop_s", hop_s), ("hide_s", hide_s)):
             if seconds is not None and seconds <= 0:
                 raise ConfigError(f"data.{name} must be above 0 seconds, found {seconds}")
         self.sources = {"train": train, "val": val, "test": test, "predict": predict}
@@ -167,6 +176,9 @@ class AudioData(DomainData):
         self.on_bad, self.decode, self.demo_rows = on_bad, decode, demo_rows
         self.clip_s, self.on_long, self.hop_s = clip_s, "window" if task == "lm" else on_long, hop_s
         self.given_vocabulary = vocabulary
+        self.hide, self.hide_s = hide, hide_s
+        # Of a pretraining on another task's sounds: whether the next position is told; None as the task's config says.
+        self.ahead: bool | None = None
         # Language models predict levels, whatever the default of the other tasks is.
         self.tokenizer_name = "mulaw" if task == "lm" else tokenizer
         self.tokenizer_options: dict[str, Any] = {
@@ -192,6 +204,15 @@ class AudioData(DomainData):
         if self.splits:
             return
         self.clips = self._demo() if self.sources["train"] is None else self._read()
+        if self.on_bad == "skip":
+            self.clips = leave_out(
+                self.clips,
+                self.task_name,
+                label_columns=self.label_columns,
+                text_column=self.text_column,
+                tag_separator=self.tag_separator,
+                counts=self.counts,
+            )
         self._choose_rate()
         self._fit_lengths()
         self.labelled = encode_targets(
@@ -206,6 +227,9 @@ class AudioData(DomainData):
         )
         self.counts |= self.labelled.counts
         for name, clips in self.clips.items():
+            if self.task_name == "masked_sound":
+                self.splits[name] = self._hidden_rows(name)
+                continue
             targets = None if name == "predict" else self.labelled.targets.get(name)
             options: dict[str, Any] = {"augmentation": self.augmentation} if name == "train" else {}
             self.splits[name] = ClipRows(
@@ -220,6 +244,37 @@ class AudioData(DomainData):
             )
         self.statistics = feature_statistics(self.rows("train"))
 
+    def _hidden_rows(self, name: str) -> HiddenClipRows:
+        augmentation: dict[str, Any] = {}
+        if name == "train":
+            # Labels are not mixed where there are none, and what is hidden is hidden once.
+            augmentation = {"augmentation": replace(self.augmentation, mixup=0.0, time_masks=0, freq_masks=0)}
+        return HiddenClipRows(
+            self.clips[name],
+            self.tokenizer,
+            max_samples=self._max_samples,
+            seed=self.seed,
+            hide=self.hide,
+            hide_s=self.hide_s,
+            fixed=name != "train",
+            **augmentation,
+        )
+
+    def self_supervised(self, causal: bool) -> DomainData:
+        """The sounds of train and val with hidden stretches; for causal backbones the next level or the next frame."""
+        if self.task_name in ("lm", "masked_sound"):
+            raise ConfigError(f"self_pretrain: task={self.task_name} needs no labels as it is; train it for more epochs")
+        other = copy.copy(self)
+        other.ahead = causal
+        other.task_name = "lm" if causal and self.tokenizer.discrete else "masked_sound"
+        other.labelled, other.splits = Labelled(), {}
+        for name in ("train", "val"):
+            other.splits[name] = other._next_rows(name) if other.task_name == "lm" else other._hidden_rows(name)
+        return other
+
+    def _next_rows(self, name: str) -> ClipRows:
+        return ClipRows(self.clips[name], self.tokenizer, max_samples=self._max_samples, seed=self.seed, next_token=True)
+
     def rows(self, split: str) -> ClipRows:
         """A split's rows."""
         rows = self.splits[split]
@@ -227,8 +282,10 @@ class AudioData(DomainData):
         return rows
 
     def _demo(self) -> dict[str, Clips]:
-        self.counts["synthetic"] = demo.DESCRIPTIONS[self.task_name]
-        return demo.make_demo(self.task_name, self.demo_rows, seed=self.seed)
+        # Sound without labels is that of a task with labels.
+        task = "classification" if self.task_name == "masked_sound" else self.task_name
+        self.counts["synthetic"] = demo.DESCRIPTIONS[task]
+        return demo.make_demo(task, self.demo_rows, seed=self.seed)
 
     def _read(self) -> dict[str, Clips]:
         parts = {name: self._open(name, source) for name, source in self.sources.items() if source is not None}
@@ -248,7 +305,7 @@ class AudioData(DomainData):
                             f"data.{name}_fraction"
                         )
                     parts[name] = everything.select(rows[name])
-        self.counts |= speaker_leaks(parts, self.split_options["group_column"])
+        self.counts |= speaker_leaks(parts, self.split_options["group_column"]) | recording_leaks(parts)
         return {name: parts[name] for name in ("train", "val", "test", "predict") if name in parts}
 
     def _open(self, name: str, source: Source) -> Clips:
@@ -294,7 +351,7 @@ class AudioData(DomainData):
                 hint = (
                     "a part of a clip has no transcript; raise data.clip_s"
                     if self.task_name == "ctc"
-                    else "or data.on_long=crop"
+                    else "raise it, or set data.on_long=crop or window"
                 )
                 row = int(long[0])
                 raise DataError(f"{clips.where(row)}: {clips.seconds[row]:.2f} s, more than data.clip_s={limit_s:g}; {hint}")
@@ -322,6 +379,11 @@ class AudioData(DomainData):
         source = self.sources["predict"]
         if source is None:
             raise ConfigError("data.predict must name the sounds to predict: a file, a folder, a pattern or a manifest")
+        if self.task_name == "masked_sound":
+            raise ConfigError(
+                "this model was pretrained on hidden sound and has nothing to predict: fine-tune it (longseq finetune "
+                "pretrained=...), or take its features (longseq embed)"
+            )
         self.clips = {"predict": self._open("predict", source)}
         rate = self._sample_rate_hz or int(config["tokenizer"]["sample_rate_hz"])
         self.tokenizer = AudioTokenizer(self.tokenizer_name, rate, **self.tokenizer_options)
@@ -366,6 +428,9 @@ class AudioData(DomainData):
         options: dict[str, Any] = own_target(self.task_name)
         if self.task_name == "lm":
             return {"vocab_size": LEVELS, "unit": "sample"}
+        if self.task_name == "masked_sound":
+            found: dict[str, Any] = {"n_values": self.tokenizer.n_values}
+            return found if self.ahead is None else {**found, "ahead": self.ahead}
         if self.task_name == "ctc":
             assert self.labelled.vocabulary is not None
             return {"vocabulary": self.labelled.vocabulary.symbols}
@@ -384,6 +449,8 @@ class AudioData(DomainData):
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         inputs, mask = pad_rows([row["inputs"] for row in rows], SILENCE if self.tokenizer.discrete else 0.0)
         batch = {"inputs": inputs, "mask": mask, "index": torch.tensor([row["index"] for row in rows])}
+        if "hidden" in rows[0]:
+            batch["hidden"], _ = pad_rows([row["hidden"] for row in rows], False)
         if "masks" in rows[0]:
             batch["spectrum_masks"] = torch.from_numpy(np.stack([row["masks"] for row in rows]))
         if "targets" in rows[0]:

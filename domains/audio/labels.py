@@ -27,7 +27,10 @@ def text_labels(clips: Clips, column: str, *, option: str = "data.label_column",
     texts = values.where(values.notna(), "").astype(str).str.strip().to_numpy(dtype=object)
     missing = np.flatnonzero(texts == "")
     if len(missing) and not empty:
-        raise DataError(f"{clips.where(int(missing[0]))}: no {name}; {len(missing)} of {len(clips)} rows lack one")
+        raise DataError(
+            f"{clips.where(int(missing[0]))}: no {name}; {len(missing)} of {len(clips)} rows lack one. Fill them in, or set "
+            "data.on_bad=skip to leave such rows out"
+        )
     return texts
 
 
@@ -63,7 +66,9 @@ def encode_classes(clips: Clips, column: str, names: Sequence[str]) -> np.ndarra
 def absent(clips: Clips, row: int, label: str, names: Sequence[str]) -> DataError:
     """The error of a label that train does not have."""
     known = ", ".join(names[:20]) + (f", ... {len(names)} in all" if len(names) > 20 else "")
-    return DataError(f"{clips.where(row)}: label {label!r} is absent from train, which has {known}")
+    return DataError(
+        f"{clips.where(row)}: label {label!r} is absent from train, which has {known}; data.on_bad=skip leaves such rows out"
+    )
 
 
 def tag_names(clips: Clips, column: str, separator: str) -> list[str]:
@@ -174,7 +179,7 @@ def read_events(path: str | Path, frame: pd.DataFrame) -> list[list[tuple[float,
     path = Path(path).expanduser()
     if not path.is_file():
         raise DataError(f"data.events: there is no file {path}")
-    table = read_table(path)
+    table, places = read_table(path)
     names = [
         next((n for n in wanted if n in table), "")
         for wanted in (PATH_NAMES, ("onset", "start"), ("offset", "end"), ("event_label", "label"))
@@ -183,15 +188,15 @@ def read_events(path: str | Path, frame: pd.DataFrame) -> list[list[tuple[float,
         raise DataError(f"{path}: expected the columns filename, onset, offset and event_label; found {list(table.columns)}")
     found: dict[str, list[tuple[float, float, str]]] = {}
     files = {name for id_, file in zip(frame["id"], frame["path"], strict=True) for name in (str(id_), file.name)}
-    for i, (file, onset, offset, label) in enumerate(table[names].itertuples(index=False), start=2):
+    for where, (file, onset, offset, label) in zip(places, table[names].itertuples(index=False), strict=True):
         try:
             start, end = float(onset), float(offset)
         except ValueError:
-            raise DataError(f"{path}, line {i}: onset {onset!r} and offset {offset!r} must be seconds") from None
+            raise DataError(f"{where}: onset {onset!r} and offset {offset!r} must be seconds") from None
         if str(file) not in files:
-            raise DataError(f"{path}, line {i}: {file!r} is none of the recordings, such as {frame['id'].iloc[0]}")
+            raise DataError(f"{where}: {file!r} is none of the recordings, such as {frame['id'].iloc[0]}")
         if not 0 <= start < end:
-            raise DataError(f"{path}, line {i}: the event ends at {end:g} s, before it begins at {start:g} s")
+            raise DataError(f"{where}: the event ends at {end:g} s, before it begins at {start:g} s")
         found.setdefault(str(file), []).append((start, end, str(label)))
     return [sorted(found.get(str(id_), found.get(file.name, []))) for id_, file in zip(frame["id"], frame["path"], strict=True)]
 

@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from longseq.backbone import Mixer, Stack
 from longseq.domains.audio.sounds import save_generated, save_worst
+from longseq.domains.audio.tasks import MaskedSound
+from longseq.domains.audio.tokenizer import SILENCE
 from longseq.domains.base import DomainData, DomainModule
 from longseq.domains.tasks import Batch
-from longseq.embeddings_audio import LogMelEmbedding
+from longseq.embeddings_audio import LogMelEmbedding, shorten_mask
 from longseq.errors import ConfigError
 from longseq.model import SequenceModel
 
@@ -53,13 +56,26 @@ class AudioModule(DomainModule):
             scale_step_sizes(self.model, self.trained_rate_hz, int(rate))
 
     def forward(self, batch: Batch) -> Tensor:
-        if "spectrum_masks" not in batch:
-            return super().forward(batch)
         front = self.model.embedding
-        assert isinstance(front, LogMelEmbedding)
-        features_BLF = mask_spectrum(front.features(batch["inputs"], batch.get("mask")), batch["spectrum_masks"])
+        if isinstance(front, LogMelEmbedding) and "shown" in batch:
+            features_BLF = batch["shown"]
+        elif "spectrum_masks" in batch:
+            assert isinstance(front, LogMelEmbedding)
+            features_BLF = mask_spectrum(front.features(batch["inputs"], batch.get("mask")), batch["spectrum_masks"])
+        else:
+            return super().forward(batch)
         x_BLD, mask_BL = front.project(features_BLF, batch.get("mask"))
         return self.model.head(self.model.backbone(x_BLD, mask_BL), mask_BL)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return super().training_step(self._hide(batch), batch_idx)
+
+    def _evaluate(self, split: str, batch: Batch) -> None:
+        super()._evaluate(split, self._hide(batch))
+
+    def _hide(self, batch: Batch) -> Batch:
+        """The batch with what is hidden as targets, for pretraining on sound; others as they are."""
+        return hide_sound(self.model, batch, self.task.ahead) if isinstance(self.task, MaskedSound) else batch
 
     # -- the test
 
@@ -111,6 +127,43 @@ def mask_spectrum(features_BLF: Tensor, masks_BM4: Tensor) -> Tensor:
     frames_BML = (place_L >= start_BM.unsqueeze(-1)) & (place_L < end_BM.unsqueeze(-1))
     bands_BMF = (place_F >= low_BM.unsqueeze(-1)) & (place_F < high_BM.unsqueeze(-1))
     return features_BLF.masked_fill((frames_BML.unsqueeze(-1) & bands_BMF.unsqueeze(-2)).any(1), 0.0)
+
+
+@torch.no_grad()
+def hide_sound(model: SequenceModel, batch: Batch, ahead: bool) -> Batch:
+    """A batch of `masked_sound`: targets (B, L, P), the positions that count as `hidden`, and inputs without what is hidden.
+
+    Args:
+        model: whose front end says what a position is.
+        batch: `inputs`, `mask` (B, T) and `hidden` (B, L).
+        ahead: nothing is hidden, and each position's target is the next.
+    """
+    front, inputs_BT, mask_BT, hidden_BL = model.embedding, batch["inputs"], batch["mask"], batch["hidden"]
+    if isinstance(front, LogMelEmbedding):
+        targets_BLP = front.features(inputs_BT, mask_BT)
+        shown = {"shown": targets_BLP if ahead else targets_BLP.masked_fill(hidden_BL.unsqueeze(-1), 0.0)}
+        mask_BL = shorten_mask(mask_BT, front.stride)
+    else:
+        stride = int(getattr(front, "stride", 1))
+        targets_BLP, mask_BL = standardised_samples(inputs_BT, mask_BT, stride), shorten_mask(mask_BT, stride)
+        silent_BT = hidden_BL.repeat_interleave(stride, 1)[:, : inputs_BT.shape[1]]
+        shown = {} if ahead else {"inputs": inputs_BT.masked_fill(silent_BT, 0.0 if inputs_BT.is_floating_point() else SILENCE)}
+    assert mask_BL is not None
+    if ahead:
+        # The last real position has no next one.
+        hidden_BL = torch.cat([mask_BL[:, 1:], torch.zeros_like(mask_BL[:, :1])], 1)
+        targets_BLP = targets_BLP.roll(-1, 1)
+    return {**batch, **shown, "targets": targets_BLP, "hidden": hidden_BL & mask_BL}
+
+
+def standardised_samples(inputs_BT: Tensor, mask_BT: Tensor, stride: int) -> Tensor:
+    """The samples of each position (B, L, stride), by the mean and deviation of each row's real samples."""
+    x_BT = inputs_BT.float().masked_fill(~mask_BT, 0.0)
+    count_B1 = mask_BT.sum(1, keepdim=True)
+    centred_BT = (x_BT - x_BT.sum(1, keepdim=True) / count_B1).masked_fill(~mask_BT, 0.0)
+    std_B1 = (centred_BT.square().sum(1, keepdim=True) / count_B1).sqrt().clamp(min=1e-4)
+    missing = -centred_BT.shape[1] % stride
+    return F.pad(centred_BT / std_B1, (0, missing)).unflatten(1, (-1, stride))
 
 
 def scale_step_sizes(model: SequenceModel, trained_hz: int, rate_hz: int) -> None:

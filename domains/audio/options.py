@@ -28,9 +28,16 @@ def augmentation(options: Mapping[str, Any], task: str, tokenizer: str) -> Augme
         raise TypeError(f"AudioData has no option {unknown[0]!r}")
     values = dict(options)
     for key in ("noise_snr_db", "speeds"):
-        if values.get(key) is not None:
-            values[key] = tuple(float(v) for v in values[key])
+        given = values.get(key)
+        if given is None:
+            continue
+        if isinstance(given, (str, int, float)):
+            example = "[5, 30]" if key == "noise_snr_db" else "[0.9, 1.0, 1.1]"
+            raise ConfigError(f"data.{key} must be a list such as {example}, found {given!r}")
+        values[key] = tuple(float(v) for v in given)
     found = Augmentation(**values)
+    if found.noise_files is not None and found.noise_snr_db is None:
+        raise ConfigError("data.noise_files needs data.noise_snr_db, how loud the noise may be, such as [5, 30]")
     if found.mixup > 0 and task not in ("classification", "multilabel"):
         raise ConfigError(f"data.mixup mixes classes and tags; task={task} has none: set data.mixup=0")
     if found.speeds and task in ("frames", "regression", "lm"):

@@ -134,6 +134,38 @@ class ClipRows(Rows):
         return np.asarray(label) if self.n_classes is None else np.eye(self.n_classes, dtype=np.float32)[int(label)]
 
 
+class HiddenClipRows(ClipRows):
+    """Clips with stretches of positions that are to be told from the others.
+
+    Args:
+        *args: of `ClipRows`.
+        hide: share of the positions that is hidden.
+        hide_s: mean length of a hidden stretch in seconds.
+        fixed: hide the same stretches in every epoch.
+        **options: of `ClipRows`.
+    """
+
+    def __init__(self, *args: Any, hide: float, hide_s: float, fixed: bool, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.hide, self.fixed = hide, fixed
+        self.span = max(1, round(hide_s * self.tokenizer.sample_rate_hz / self.tokenizer.stride))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = super().__getitem__(index)
+        # Not the generator of the augmentation: its numbers would repeat.
+        rng = row_generator(self.seed + 1, 0 if self.fixed else self.epoch, index)
+        return {**row, "hidden": hidden_stretches(rng, self.tokenizer.n_positions(len(row["inputs"])), self.hide, self.span)}
+
+
+def hidden_stretches(rng: np.random.Generator, length: int, share: float, span: int) -> np.ndarray:
+    """Which of `length` positions are hidden: stretches of about `span` that together take the given share, one at least."""
+    hidden = np.zeros(length, dtype=bool)
+    for size in np.maximum(1, rng.geometric(1 / span, max(1, round(share * length / span)))):
+        begin = int(rng.integers(0, length))
+        hidden[begin : begin + int(size)] = True
+    return hidden
+
+
 def feature_statistics(rows: ClipRows, most: int = 200) -> dict[str, Sequence[float]]:
     """Mean and deviation of each spectral feature over up to so many clips, evenly spread; empty for other tokenizers."""
     import torch

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from longseq.domains.audio.files import SUFFIXES, find_sound
+from longseq.domains.text_tables import bare_suffix, decode, read_bytes, read_text_table
 from longseq.errors import ConfigError, DataError
 
 Source: TypeAlias = str | Path | Sequence[str | Path]
@@ -69,7 +70,7 @@ def read_source(source: Source, options: ReadOptions) -> pd.DataFrame:
         if not matches:
             raise DataError(f"{path}: no file matches this pattern")
         frame = files_table(matches, path.parent)
-    elif path.suffix.lower() in MANIFESTS:
+    elif bare_suffix(path) in MANIFESTS:
         frame = read_manifest(path, options)
     elif path.is_file() and path.suffix.lower() in SUFFIXES:
         frame = files_table([path], path.parent)
@@ -136,11 +137,9 @@ def read_manifest(path: Path, options: ReadOptions) -> pd.DataFrame:
     """A csv, tsv, parquet or jsonl file with a column of paths."""
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
-    frame = read_table(path)
+    frame, where = read_table(path)
     if frame.empty:
         raise DataError(f"{path}: the table has columns {list(frame.columns)} but no rows")
-    text = path.suffix.lower() in (".csv", ".tsv")
-    where = [f"{path}, {'line' if text else 'row'} {i + (2 if text else 1)}" for i in range(len(frame))]
     column = path_column(frame, options.path_column, path)
     folder = path.parent if options.audio_dir is None else Path(options.audio_dir).expanduser()
     names = frame[column].astype(str)
@@ -154,23 +153,36 @@ def read_manifest(path: Path, options: ReadOptions) -> pd.DataFrame:
     return pd.concat([own, rest.reset_index(drop=True)], axis=1)
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """The table as it stands; text columns of csv and tsv stay text."""
-    suffix = path.suffix.lower()
+def read_table(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """The table as it stands, text columns of csv and tsv as text, and file and line (parquet: row) of each entry."""
+    suffix = bare_suffix(path)
+    if suffix in (".csv", ".tsv"):
+        found = read_text_table(path)
+        return found.frame, [f"{path}, line {line}" for line in found.lines]
+    if suffix in (".jsonl", ".json"):
+        return read_json(path)
     try:
-        if suffix == ".parquet":
-            return pd.read_parquet(path)
-        if suffix in (".jsonl", ".json"):
-            lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            return pd.DataFrame([json_row(path, i, line) for i, line in enumerate(lines, start=1)])
-        separator = "\t" if suffix == ".tsv" else ","
-        return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except pd.errors.EmptyDataError:
-        raise DataError(f"{path}: the file holds no table") from None
-    except (pd.errors.ParserError, UnicodeDecodeError, OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable {suffix} table: {str(error).strip()}") from None
+    return frame, [f"{path}, row {i + 1}" for i in range(len(frame))]
+
+
+def read_json(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """An object per line, or one list of objects."""
+    text = decode(read_bytes(path))
+    if text.lstrip().startswith("["):
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}: not valid JSON: {error}") from None
+        places = [f"{path}, entry {i}" for i in range(1, len(rows) + 1)]
+        strange = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
+        if strange is not None:
+            raise DataError(f"{places[strange]}: expected a JSON object, found {type(rows[strange]).__name__}")
+        return pd.DataFrame(rows), places
+    lines = [(i, line) for i, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    return pd.DataFrame([json_row(path, i, line) for i, line in lines]), [f"{path}, line {i}" for i, _ in lines]
 
 
 def json_row(path: Path, line: int, text: str) -> dict[str, object]:

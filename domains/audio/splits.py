@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -169,3 +170,28 @@ def speaker_leaks(parts: dict[str, Clips], column: str | None) -> dict[str, str]
                 f"({len(shared)} of {speakers.nunique()}); data.group_column={name} keeps them apart"
             )
     return found
+
+
+def recording_leaks(parts: dict[str, Clips]) -> dict[str, str]:
+    """A sentence per part in which stretches of recordings stand that are trained on, in whole or in part."""
+    trained: dict[Path, list[tuple[int, int]]] = {}
+    for path, first, stop in stretches(parts["train"]):
+        trained.setdefault(path, []).append((first, stop))
+    found = {}
+    for part in ("val", "test"):
+        shared = [
+            row
+            for row, (path, first, stop) in enumerate(stretches(parts[part]))
+            if any(first < end and begin < stop for begin, end in trained.get(path, ()))
+        ]
+        if shared:
+            first = parts[part].where(shared[0])
+            found[f"recordings of train in {part}"] = (
+                f"{len(shared)} of {len(parts[part])} {part} clips are trained on as well; the first: {first}"
+            )
+    return found
+
+
+def stretches(clips: Clips) -> Iterator[tuple[Path, int, int]]:
+    """File, first sample and the sample behind the last of each row."""
+    return zip(clips.frame["path"], clips.first.tolist(), (clips.first + clips.count).tolist(), strict=True)

@@ -65,7 +65,7 @@ def encode_targets(
         DataError: naming the row whose label is missing, unreadable, or absent from train.
     """
     parts = {name: part for name, part in clips.items() if name != "predict"}
-    if task == "lm":
+    if task in ("lm", "masked_sound"):
         return Labelled()
     if task == "ctc":
         return transcripts(parts, tokenizer, text_column, vocabulary, lowercase)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
@@ -136,7 +137,52 @@ class FrameLabels(Task):
         return {"task": self.name, "labels": self.labels}
 
 
-TASKS = ("classification", "multilabel", "regression", "ctc", "frames", "lm")
+class MaskedSound(Task):
+    """What is heard at hidden positions from those around them: squared error of the front end's own numbers.
+
+    Targets are the standardised mel energies or cepstra of each frame, or the samples of each position, standardised in
+    every row. A causal backbone fills in from the past; with `ahead` nothing is hidden and the next position is told.
+
+    Args:
+        n_values: P, numbers of a position.
+        ahead: the next position of everything, for causal backbones.
+
+    Paper: Mockingjay, https://arxiv.org/abs/1910.12638, section 2 (masked frames); APC, https://arxiv.org/abs/1904.03240,
+    section 3 (`ahead`).
+    """
+
+    name = "masked_sound"
+    per_position = True
+
+    def __init__(self, n_values: int, *, ahead: bool = False) -> None:
+        super().__init__()
+        self.n_values, self.ahead = n_values, ahead
+
+    def head(self) -> dict[str, Any]:
+        return {"name": "token", "n_outputs": self.n_values, "bias": True}
+
+    def errors(self, outputs: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The sum of the squared errors at the positions that count, and their number."""
+        counted_BL = batch["hidden"]
+        errors_BL = (outputs.float() - batch["targets"]).square().mean(-1)
+        return errors_BL.masked_fill(~counted_BL, 0.0).sum(), counted_BL.sum()
+
+    def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        total, count = self.errors(outputs, batch)
+        return total / count.clamp(min=1)
+
+    def metrics(self) -> MetricCollection:
+        return MetricCollection({"mse": TokenLoss("loss")}, compute_groups=False)
+
+    def update(self, metrics: MetricCollection, outputs: Tensor, batch: Batch) -> None:
+        total, count = self.errors(outputs, batch)
+        metrics.update(total=total, count=count, correct=torch.zeros_like(count))
+
+    def config(self) -> dict[str, Any]:
+        return {"task": self.name, "ahead": self.ahead}
+
+
+TASKS = ("classification", "multilabel", "regression", "ctc", "frames", "lm", "masked_sound")
 TARGETS = {"classification": SoundClassification, "multilabel": SoundTagging}
 
 

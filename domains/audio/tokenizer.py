@@ -114,6 +114,12 @@ class AudioTokenizer:
         front = self.front_end()
         return 1 if front is None else int(front.stride)  # type: ignore[arg-type]
 
+    @property
+    def n_values(self) -> int:
+        """Numbers of one position, as pretraining tells them: features of a frame, or samples."""
+        front = self.front_end()
+        return int(front.n_features) if front is not None and self.spectral else self.stride  # type: ignore[arg-type]
+
     def n_positions(self, n_samples: int) -> int:
         """Positions of a row of so many samples."""
         return -(-n_samples // self.stride)

@@ -96,7 +96,7 @@ def _spans(starts: Any, ends: Any, path: Path, lines: NDArray[np.int64]) -> tupl
     bad = ~(np.isfinite(first) & np.isfinite(last)) | (first < 0) | (last <= first)
     if bad.any():
         row = int(np.argmax(bad))
-        raise DataError(f"{path}, line {lines[row]}: {starts.iloc[row]!r} to {ends.iloc[row]!r} is not an interval with bases")
+        raise DataError(f"{path}, line {lines[row]}: from {starts.iloc[row]} to {ends.iloc[row]} is not an interval with bases")
     return first.astype(np.int64), last.astype(np.int64)
 
 

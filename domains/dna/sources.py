@@ -294,7 +294,10 @@ def _label_columns(
     wanted = settings.label_column
     if wanted is None:
         return None, ()
-    several = _several_columns(frame, wanted)
+    try:
+        several = _several_columns(frame, wanted)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     if several:
         wanted = several
     if isinstance(wanted, str | int):
@@ -326,7 +329,10 @@ def _several_columns(frame: pd.DataFrame, wanted: Any) -> list[str]:
     if not isinstance(wanted, str) or wanted in names:
         return []
     if span := re.fullmatch(r"(\d+)-(\d*)", wanted):
-        return names[int(span[1]) - 1 : int(span[2]) if span[2] else None]
+        first, last = int(span[1]), int(span[2]) if span[2] else len(names)
+        if not 1 <= first <= last <= len(names):
+            raise DataError(f"label_column={wanted}, but the table has columns 1 to {len(names)}")
+        return names[first - 1 : last]
     return fnmatch.filter(names, wanted) if glob.has_magic(wanted) else []
 
 
@@ -374,12 +380,15 @@ def _table_labels(table: SequenceTable, path: Path, settings: ReadOptions) -> tu
         raise DataError(f"{path}, {word} {lines[repeated[0]]}: the id {keys.iloc[repeated[0]]!r} stands there twice")
     rows = pd.Index(keys).get_indexer(pd.Index(table.ids))
     absent = np.flatnonzero(rows < 0)
-    if len(absent):
+    if len(absent) and (not settings.bad.skip or len(absent) == len(table)):
         raise DataError(
             f"{table.where(int(absent[0]))}: no label in {path}, column {id_column!r}; "
-            f"{len(absent)} of {len(table)} records are not listed there"
+            f"{len(absent)} of {len(table)} records are not listed there. data.on_bad=skip leaves such records out"
         )
-    return labels[rows], names
+    found = labels[rows].copy()
+    # Records without a label are left out where labels are checked.
+    found[absent] = ""
+    return found, names
 
 
 def _table(

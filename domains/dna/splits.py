@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -60,8 +61,9 @@ def make_split(
         split_column: Column that says train, val or test; a column "split" is used by itself.
         val_chroms, test_chroms: Chromosomes held out.
         group_column: Rows of one group (a patient, a gene family) stay in one part.
-        val_fraction, test_fraction: Share of the rows, for the group and the random rule.
-        seed: Of the group and the random rule.
+        val_fraction, test_fraction: Share of the rows, for the group and the random rule, and for the part whose
+            chromosomes are not named.
+        seed: Of what is drawn.
 
     Raises:
         DataError: The rule leaves a part empty that it should fill, or names what is not there.
@@ -69,7 +71,7 @@ def make_split(
     if split_column is not None or (not val_chroms and not test_chroms and group_column is None and "split" in table.frame):
         return split_by_column(table, split_column or "split")
     if val_chroms or test_chroms:
-        return split_by_chromosome(table, val_chroms, test_chroms)
+        return split_by_chromosome(table, val_chroms, test_chroms, val_fraction, test_fraction, seed)
     if group_column is not None:
         return split_by_group(table, group_column, val_fraction, test_fraction, seed)
     return split_random(table, val_fraction, test_fraction, seed)
@@ -90,14 +92,24 @@ def split_by_column(table: SequenceTable, column: str = "split") -> Split:
     return _checked(table, rows["train"], rows["val"], rows["test"], f"by column {name!r}")
 
 
-def split_by_chromosome(table: SequenceTable, val_chroms: Iterable[str], test_chroms: Iterable[str]) -> Split:
-    """Holds out whole chromosomes, the rule of the field."""
+def split_by_chromosome(
+    table: SequenceTable,
+    val_chroms: Iterable[str],
+    test_chroms: Iterable[str],
+    val_fraction: float = 0.0,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+) -> Split:
+    """Holds out whole chromosomes, the rule of the field; where only one part is named, the other is drawn from the rest."""
     frame = interval_names(table.frame)
     if "chrom" not in frame:
         raise DataError(f"{_path(table)}: no chrom column to split by; found {[str(column) for column in frame.columns]}")
     chroms = frame["chrom"].astype(str).to_numpy(dtype=object)
     known = list(dict.fromkeys(chroms))
     held_out = _held_out(val_chroms, test_chroms, known, str(_path(table)))
+    for name, share in (("test", test_fraction), ("val", val_fraction)):
+        if share > 0 and name not in held_out.values():
+            held_out |= dict.fromkeys(_draw_chromosomes(chroms, held_out, share, seed), name)
     part = np.array([held_out.get(name, "train") for name in chroms], dtype=object)
     rows = {name: np.flatnonzero(part == name) for name in ("train", "val", "test")}
     return _checked(table, rows["train"], rows["val"], rows["test"], _chromosome_rule(held_out))
@@ -173,6 +185,7 @@ def split_regions(
         names: Name of each record.
         val_chroms, test_chroms: Records held out; without them, the last `test_fraction` of every record is test and
             the `val_fraction` before it val, in one piece, so that only two windows a record have neighbours in train.
+            Where only one of the two is named, the other part is such a stretch of the records left for train.
         val_fraction, test_fraction: Share of every record.
 
     Returns:
@@ -184,17 +197,20 @@ def split_regions(
     held_out = _held_out(val_chroms, test_chroms, list(names), "the genome")
     regions: dict[str, list[Region]] = {"train": [], "val": [], "test": []}
     sizes = [int(size) for size in store.lengths]
-    if held_out:
-        for record, (name, size) in enumerate(zip(names, sizes, strict=True)):
-            regions[held_out.get(name, "train")].append(Region(record, 0, size))
-    else:
-        _check_fractions(val_fraction, test_fraction)
-        for record, size in enumerate(sizes):
-            test = size - round(size * test_fraction)
-            val = test - round(size * val_fraction)
-            for part, start, end in (("train", 0, val), ("val", val, test), ("test", test, size)):
-                if end > start:
-                    regions[part].append(Region(record, start, end))
+    # A part whose chromosomes are named takes nothing from others.
+    shares = {
+        part: 0.0 if part in held_out.values() else share for part, share in (("val", val_fraction), ("test", test_fraction))
+    }
+    _check_fractions(shares["val"], shares["test"])
+    for record, (name, size) in enumerate(zip(names, sizes, strict=True)):
+        if name in held_out:
+            regions[held_out[name]].append(Region(record, 0, size))
+            continue
+        test = size - round(size * shares["test"])
+        val = test - round(size * shares["val"])
+        for part, start, end in (("train", 0, val), ("val", val, test), ("test", test, size)):
+            if end > start:
+                regions[part].append(Region(record, start, end))
     if not regions["train"]:
         raise DataError("val_chroms and test_chroms leave no chromosome for train")
     return regions
@@ -281,6 +297,15 @@ def _hashes(store: SequenceStore, other_strand: bool) -> NDArray[np.uint64]:
         return hashlib.blake2b((reverse_complement_ids(ids) if other_strand else ids).tobytes(), digest_size=8).digest()
 
     return np.frombuffer(b"".join(digest(i) for i in range(len(store))), dtype=np.uint64)
+
+
+def _draw_chromosomes(chroms: NDArray[Any], held_out: dict[str, str], share: float, seed: int) -> list[str]:
+    """Chromosomes at random that hold about a share of the rows, one at least; one is left for train."""
+    names, sizes = np.unique([name for name in chroms if name not in held_out], return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(names))
+    before = np.concatenate([[0], np.cumsum(sizes[order])])[:-1]
+    taken = min(int(np.sum(before < share * len(chroms))), max(0, len(order) - 1))
+    return [str(names[i]) for i in order[:taken]]
 
 
 def _held_out(val_chroms: Iterable[str], test_chroms: Iterable[str], known: list[str], place: str) -> dict[str, str]:

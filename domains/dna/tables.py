@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from longseq.domains.dna.formats import file_format, open_binary
 from longseq.domains.dna.tokenizer import invalid_characters
+from longseq.domains.text_tables import read_text_table
 from longseq.errors import DataError
 
 
@@ -52,34 +53,10 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 
 
 def _read_text(path: Path, header: bool) -> tuple[pd.DataFrame, NDArray[np.int64]]:
-    separator = "\t" if file_format(path) == ".tsv" else ","
-    try:
-        with open_binary(path) as handle:
-            frame = pd.read_csv(
-                io.BytesIO(handle.read()),
-                sep=separator,
-                header=0 if header else None,
-                dtype=str,
-                # "NA" is a sequence of two bases, not a missing value.
-                keep_default_na=False,
-                skip_blank_lines=False,
-                encoding="utf-8-sig",
-            )
-    except pd.errors.EmptyDataError as error:
-        raise DataError(f"{path}: the file holds no table") from error
-    except pd.errors.ParserError as error:
-        raise DataError(f"{path}: not a table with one kind of separator: {str(error).strip()}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error}); convert it, e.g. with iconv -t UTF-8") from error
-    if not header:
-        frame.columns = pd.Index([str(i + 1) for i in range(frame.shape[1])])
-    frame = pd.DataFrame(frame.fillna(""))
-    lines = np.arange(len(frame)) + (2 if header else 1)
-    blank = (frame == "").all(axis=1).to_numpy()
-    # One empty cell in a table of one column is a blank line as well; both kinds are only skipped at the end.
-    if blank.any() and (frame.shape[1] > 1 or blank[int(np.argmax(blank)) :].all()):
-        frame, lines = frame.loc[~blank].reset_index(drop=True), lines[~blank]
-    return frame, lines
+    # Says what is wrong with a file that is absent or damaged, and asks for genuine compression.
+    with open_binary(path):
+        found = read_text_table(path, header=header)
+    return found.frame, np.array(found.lines, dtype=np.int64)
 
 
 def find_column(frame: pd.DataFrame, name: str | int, path: Path | str, role: str, option: str) -> str:

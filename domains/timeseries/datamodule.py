@@ -9,7 +9,6 @@ import torch
 
 from longseq.backbone import Backbone
 from longseq.domains.base import DomainData, Row
-from longseq.domains.loading import stratified_split
 from longseq.domains.tasks import Batch, Task
 from longseq.domains.timeseries import baselines, demo
 from longseq.domains.timeseries.batches import Collate, window_facts, window_names
@@ -20,8 +19,8 @@ from longseq.domains.timeseries.labelled import (
     check_classes,
     class_names,
     encode_labels,
+    labelled_splits,
     padded,
-    read_labelled,
 )
 from longseq.domains.timeseries.linear_start import start_linear_skip
 from longseq.domains.timeseries.parts import (
@@ -35,14 +34,14 @@ from longseq.domains.timeseries.parts import (
 )
 from longseq.domains.timeseries.prediction_series import check_model, model_options, model_scale, read_unlabelled
 from longseq.domains.timeseries.self_supervised import HiddenSpans
-from longseq.domains.timeseries.series import SeriesSet, measure_scale
+from longseq.domains.timeseries.series import measure_scale
+from longseq.domains.timeseries.series_parts import check_channels, cut_parts, demo_sets, read_sets
 from longseq.domains.timeseries.sources import Source, read_series
-from longseq.domains.timeseries.splits import split_series
 from longseq.domains.timeseries.tasks import Forecasting
 from longseq.domains.timeseries.tokenizer import SeriesTokenizer
 from longseq.domains.timeseries.windows import ForecastRows, SpanRows, WindowRows
 from longseq.embeddings_timeseries import ForecastHead, SeriesEmbedding
-from longseq.errors import ConfigError, DataError
+from longseq.errors import ConfigError
 from longseq.model import SequenceModel
 
 TASKS = ("forecasting", "imputation", "anomaly", "classification")
@@ -164,6 +163,11 @@ class SeriesData(DomainData):
         super().__init__(task=task, batch_size=batch_size, max_tokens=max_tokens, num_workers=num_workers, seed=seed)
         if task not in TASKS:
             raise ConfigError(f"domain=timeseries has no task={task}; it has {', '.join(TASKS)}")
+        if task in ("imputation", "anomaly") and not 0.0 < hide < 1.0:
+            raise ConfigError(f"data.hide must lie between 0 and 1, found {hide}")
+        for name, number in (("span", span), ("season", season), ("prediction_rows", prediction_rows)):
+            if number is not None and number < 1:
+                raise ConfigError(f"data.{name} must be at least 1, found {number}")
         self.sources = {"train": train, "val": val, "test": test, "predict": predict}
         self.read_options = ReadOptions(
             format=format,
@@ -220,58 +224,14 @@ class SeriesData(DomainData):
             self._setup_predict()
 
     def _setup_parts(self) -> None:
-        sets = self._read_sets()
-        train = sets["train"]
-        self.season = self.season or train.frequency.season
-        rules = self.split_options
-        if "val" in sets and "test" in sets:
-            edges = np.stack([0 * train.lengths, train.lengths, train.lengths, train.lengths], 1)
-            self.counts["split"] = "files of their own"
-        else:
-            # A share of the whole, also where one of the parts is a file of its own.
-            shares = {f"{name}_fraction": 0.0 if name in sets else rules[f"{name}_fraction"] for name in ("val", "test")}
-            if len(sets) > 1 and rules["rule"] != "ratio":
-                raise ConfigError(
-                    f"data.split={rules['rule']} cuts one table; give either both data.val and data.test or neither"
-                )
-            borders = split_series(train, **{**rules, **shares}, horizon=self.window_options.horizon)
-            edges, self.counts["split"] = borders.edges, borders.rule
-        scale = measure_scale(train, edges[:, 1], self.season)
-        if scale.constant:
-            self.counts["constant channels"] = f"{scale.constant} do not vary in train; their unit is 1"
-        for i, name in enumerate(("train", "val", "test")):
-            if name in sets and name != "train":
-                own = sets[name]
-                self._check_channels(own, train, name)
-                self.parts[name] = Part(own, matched_scale(own, train, scale), 0 * own.lengths, own.lengths)
-            else:
-                self.parts[name] = Part(train, scale, edges[:, i], edges[:, i + 1])
-
-    def _read_sets(self) -> dict[str, SeriesSet]:
         if self.sources["train"] is None:
-            for name in ("val", "test"):
-                if self.sources[name] is not None:
-                    raise ConfigError(f"data.{name} is given without data.train")
-            anomalies = self.task_name == "anomaly"
-            series = demo.make_series(**self.demo, calendar=tuple(self.read_options.calendar), anomalies=anomalies)
-            self.counts |= series.counts
-            return {"train": series}
-        found = {}
-        for name in ("train", "val", "test"):
-            source = self.sources[name]
-            if source is not None:
-                found[name] = read_series(source, self.read_options)
-                prefix = "" if name == "train" else f"{name}: "
-                self.counts |= {f"{prefix}{key}": value for key, value in found[name].counts.items()}
-        return found
-
-    def _check_channels(self, series: SeriesSet, train: SeriesSet, name: str) -> None:
-        for what in ("channels", "covariates", "frequency"):
-            if getattr(series, what) != getattr(train, what):
-                raise DataError(
-                    f"{series.source} ({name}): its {what} are {getattr(series, what)}, "
-                    f"those of train are {getattr(train, what)}"
-                )
+            sets = demo_sets(
+                self.sources, self.demo, self.counts, calendar=self.read_options.calendar, anomalies=self.task_name == "anomaly"
+            )
+        else:
+            sets = read_sets(self.sources, self.read_options, self.counts)
+        self.season = self.season or sets["train"].frequency.season
+        self.parts |= cut_parts(sets, self.split_options, self.window_options.horizon, self.season, self.counts)
 
     def _setup_windows(self) -> None:
         for name, part in self.parts.items():
@@ -294,7 +254,7 @@ class SeriesData(DomainData):
         series = read_series(source, self.read_options)
         if "train" in self.parts:
             train = self.parts["train"]
-            self._check_channels(series, train.series, "predict")
+            check_channels(series, train.series, "predict")
             scale = matched_scale(series, train.series, train.scale)
         else:
             self.season = self.season or series.frequency.season
@@ -308,7 +268,12 @@ class SeriesData(DomainData):
         self.parts["predict"] = part
 
     def _setup_labelled(self, stage: str | None) -> None:
-        found = self._read_labelled()
+        if self.sources["train"] is None and self.sources["predict"] is None:
+            self.counts["synthetic"] = demo.LABELLED_DESCRIPTION
+            found = demo.labelled_splits(self.tokenizer.lookback, self.demo["seed"])
+        else:
+            shares = {name: float(self.split_options[f"{name}_fraction"]) for name in ("val", "test")}
+            found = labelled_splits(self.sources, self.read_options, self.counts, self.label_column, shares, self.seed)
         if stage == "predict" and "predict" in found:
             found = {"predict": found["predict"]}
         self.labels = class_names(
@@ -327,36 +292,6 @@ class SeriesData(DomainData):
             self.splits[name] = LabelledRows(part, codes)
         if "train" in found:
             check_classes(self.labels)
-
-    def _read_labelled(self) -> dict[str, LabelledSeries]:
-        if self.sources["train"] is None and self.sources["predict"] is None:
-            self.counts["synthetic"] = demo.LABELLED_DESCRIPTION
-            sizes = {"train": 1000, "val": 200, "test": 500}
-            return {
-                name: demo.make_labelled(n=n, length=self.tokenizer.lookback, seed=self.demo["seed"] + i)
-                for i, (name, n) in enumerate(sizes.items())
-            }
-        found = {
-            name: read_labelled(source, self.read_options, self.counts, self.label_column)
-            for name, source in self.sources.items()
-            if source is not None
-        }
-        if "train" not in found:
-            return found
-        shares = {name: 0.0 if name in found else float(self.split_options[f"{name}_fraction"]) for name in ("val", "test")}
-        if any(shares.values()):
-            everything = found["train"]
-            rows = stratified_split(everything.labels.astype(str), len(everything), **shares, seed=self.seed)
-            for name, chosen in rows.items():
-                if name == "train" or name not in found:
-                    if not len(chosen):
-                        raise DataError(
-                            f"no series is left for {name}; give data.{name}= a file, or a larger data.{name}_fraction"
-                        )
-                    found[name] = everything.select(chosen)
-            taken = " and ".join(name for name, share in shares.items() if share)
-            self.counts["split"] = f"{taken} drawn from train at random, every class in proportion"
-        return found
 
     def self_supervised(self, causal: bool) -> DomainData:
         """The windows of train and val with spans to be filled in; a causal backbone fills them from the past."""

@@ -6,6 +6,7 @@ from longseq.domains.timeseries.calendar_features import calendar_features, cale
 from longseq.domains.timeseries.frequency import Frequency
 from longseq.domains.timeseries.labelled import LabelledSeries
 from longseq.domains.timeseries.series import SeriesSet
+from longseq.errors import ConfigError
 
 DAY = 24
 DESCRIPTION = (
@@ -95,6 +96,8 @@ def make_labelled(*, n: int, length: int, seed: int) -> LabelledSeries:
     values = rng.normal(0, 0.7, (n, length))
     classes = rng.integers(0, 2, n)
     width = max(4, length // 14)
+    if length <= 2 * width:
+        raise ConfigError(f"the demo data hold two bumps and need data.lookback={2 * width + 1} or more, found {length}")
     bump = 2 * np.hanning(width)
     for i in range(n):
         first = int(rng.integers(0, length - 2 * width))
@@ -104,3 +107,14 @@ def make_labelled(*, n: int, length: int, seed: int) -> LabelledSeries:
         values[i, second : second + width] -= sign * bump
     labels = np.where(classes == 1, "up first", "down first").astype(object)
     return LabelledSeries(values.astype(np.float32)[..., None], labels, [f"demo series {i + 1}" for i in range(n)])
+
+
+def labelled_splits(length: int, seed: int) -> dict[str, LabelledSeries]:
+    """The demo of classification in three splits.
+
+    Args:
+        length: steps of each series.
+        seed: chooses everything.
+    """
+    sizes = {"train": 1000, "val": 200, "test": 500}
+    return {name: make_labelled(n=n, length=length, seed=seed + i) for i, (name, n) in enumerate(sizes.items())}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from longseq.domains.timeseries.ucr_files import SUFFIXES, read_ucr
 from longseq.errors import DataError
 
 # A byte-order mark says which; without one, UTF-8 fails on almost any text of another encoding.
@@ -43,7 +44,7 @@ class Table:
 
 
 def read_table(path: str | Path, *, encoding: str | None = None, decimal: str = ".", header: bool = True) -> Table:
-    """Reads a csv, tsv or parquet file.
+    """Reads a csv, tsv or parquet file; without a header also the UCR archive's .ts and .arff, label first.
 
     Args:
         path: gzipped or not, whatever its name says.
@@ -59,6 +60,9 @@ def read_table(path: str | Path, *, encoding: str | None = None, decimal: str = 
     if any(suffix.lower() in (".parquet", ".pq") for suffix in path.suffixes):
         return _read_parquet(path, data)
     text, notes = _decode(path, data, encoding)
+    if not header and any(suffix.lower() in SUFFIXES for suffix in path.suffixes):
+        frame, first_line = read_ucr(path, text)
+        return Table(path, frame, notes, first_line=first_line)
     return Table(path, _parse(path, text, decimal, header), notes, first_line=2 if header else 1)
 
 
@@ -117,13 +121,16 @@ def _decode(path: Path, data: bytes, encoding: str | None) -> tuple[str, dict[st
 def _parse(path: Path, text: str, decimal: str, header: bool) -> pd.DataFrame:
     first = text.split("\n", 1)[0]
     separator = max("\t;,", key=first.count) if any(mark in first for mark in "\t;,") else ","
+    if not header and separator not in first and len(first.split()) > 1:
+        # The archive's oldest files have blanks between the values.
+        separator = r"\s+"
     try:
         frame = pd.read_csv(
             io.StringIO(text),
             sep=separator,
             header=0 if header else None,
             decimal=decimal,
-            skipinitialspace=True,
+            skipinitialspace=len(separator) == 1,
             skip_blank_lines=False,
             low_memory=False,
             # Without it a row with one cell more than the header shifts all columns by one.

@@ -1,6 +1,6 @@
 """Series with one label each, as the UCR archive has them: a label, then the values, one series per line."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from longseq.domains.base import Rows
+from longseq.domains.loading import stratified_split
 from longseq.domains.timeseries.files import numbers, read_table
 from longseq.domains.timeseries.grid import ReadOptions
 from longseq.domains.timeseries.sources import Source, find_files
@@ -164,9 +165,62 @@ class LabelledRows(Rows):
         return row if self.labels is None else {**row, "label": int(self.labels[index])}
 
 
+def labelled_splits(
+    sources: Mapping[str, Source | None],
+    options: ReadOptions,
+    counts: dict[str, Any],
+    label_column: str | None,
+    shares: Mapping[str, float],
+    seed: int,
+) -> dict[str, LabelledSeries]:
+    """The series of every source; val and test are drawn from train where they have no file.
+
+    Args:
+        sources: files by split.
+        options: how they are read.
+        counts: takes up what was skipped, and how the data were split.
+        label_column: see `read_labelled`.
+        shares: of train for val and test.
+        seed: of the draw.
+
+    Raises:
+        DataError: if no series is left for a split, or the labels are no classes.
+    """
+    found = {
+        name: read_labelled(source, options, counts, label_column) for name, source in sources.items() if source is not None
+    }
+    if "train" not in found:
+        return found
+    shares = {name: 0.0 if name in found else share for name, share in shares.items()}
+    everything = found["train"]
+    check_number_of_classes(everything)
+    if any(shares.values()):
+        rows = stratified_split(
+            everything.labels.astype(str), len(everything), val=shares["val"], test=shares["test"], seed=seed
+        )
+        for name, chosen in rows.items():
+            if name == "train" or name not in found:
+                if not len(chosen):
+                    raise DataError(f"no series is left for {name}; give data.{name}= a file, or a larger data.{name}_fraction")
+                found[name] = everything.select(chosen)
+        taken = " and ".join(name for name, share in shares.items() if share)
+        counts["split"] = f"{taken} drawn from train at random, every class in proportion"
+    return found
+
+
 def check_classes(classes: Sequence[str]) -> None:
     """Raises DataError if there is nothing to tell apart."""
     if len(classes) < 2:
         raise DataError(
             f"train has one class only, {classes[0]!r}: there is nothing to tell apart; is the label the first column?"
+        )
+
+
+def check_number_of_classes(train: LabelledSeries) -> None:
+    """Raises DataError where the labels are so many that they are no classes: times, ids or values."""
+    found = len(set(train.labels.tolist()))
+    if found > max(20, len(train) // 2):
+        raise DataError(
+            f"{train.where[0]} and the others: {found} different labels in {len(train)} series, such as {train.labels[0]!r}, "
+            "are no classes; expected one series per line with its label in the first column (data.label_column names another)"
         )

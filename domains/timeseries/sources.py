@@ -96,6 +96,8 @@ def find_channels(table: Table, options: ReadOptions, long: bool, time_column: s
     elif options.targets is None:
         used = {time_column, options.anomaly_column, *options.past_covariates, *options.known_covariates}
         candidates = [str(c) for c in table.frame.columns if str(c) not in used]
+        # Separators at the ends of lines make a column without name or values.
+        candidates = [c for c in candidates if not (c.startswith("Unnamed: ") and np.all(table.frame[c].isna()))]
         # A column of nothing but text is no series; one with a bad cell among numbers is, and its cell gets reported.
         text = [c for c in candidates if holds_text(table.frame[c])]
         if text:
@@ -104,7 +106,15 @@ def find_channels(table: Table, options: ReadOptions, long: bool, time_column: s
     else:
         targets = [options.targets] if isinstance(options.targets, str) else list(options.targets)
     if not targets:
-        raise DataError(f"{table.path}: no column of numbers beside {time_column!r}; name them in data.targets")
+        texts = [str(c) for c in table.frame.columns if str(c) != time_column and holds_text(table.frame[c])]
+        found = f", found {str(table.frame[texts[0]].dropna().iloc[0])!r} in {texts[0]!r}" if texts else ""
+        cells = [str(table.frame[name].dropna().iloc[0]) for name in texts]
+        hint = "name them in data.targets"
+        if any("," in cell and "." in cell for cell in cells):
+            hint = "numbers are read without marks between the thousands"
+        elif any("," in cell for cell in cells):
+            hint = "write \"data.decimal=','\" for numbers with a decimal comma"
+        raise DataError(f"{table.path}: no column of numbers beside {time_column!r}{found}; {hint}")
     repeated = [name for name in options.past_covariates if name in targets]
     if repeated:
         raise ConfigError(f"data.past_covariates and data.targets both hold {', '.join(repeated)}")
@@ -150,9 +160,11 @@ def parse_times(table: Table, column: str, options: ReadOptions, counts: dict[st
     text = cells if pd.api.types.is_datetime64_any_dtype(cells) else cells.astype("string")
     parsed = _to_datetime(text, options.day_first)
     if parsed.dt.tz is not None:
-        counts["time zone"] = f"{parsed.dt.tz}, read as UTC"
+        zone = str(parsed.dt.tz)
+        counts["time zone"] = "read as UTC" if zone == "UTC" else f"{zone}, read as UTC"
         parsed = parsed.dt.tz_convert("UTC").dt.tz_localize(None)
-    bad = np.flatnonzero(parsed.isna().to_numpy())
+    # Blank lines in between are no rows.
+    bad = np.flatnonzero((parsed.isna() & table.frame.notna().any(axis=1)).to_numpy())
     if len(bad):
         if options.on_bad == "error":
             row = int(bad[0])
@@ -168,9 +180,16 @@ def _to_datetime(cells: Any, day_first: bool) -> Any:
     with warnings.catch_warnings():
         # That the format differs from row to row is not the user's concern.
         warnings.simplefilter("ignore", UserWarning)
-        parsed = pd.to_datetime(cells, errors="coerce", dayfirst=day_first)
+        # pandas reads 2010Q1, and says that it will not for ever.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        options: dict[str, Any] = {"errors": "coerce", "dayfirst": day_first}
+        try:
+            parsed = pd.to_datetime(cells, **options)
+        except ValueError:
+            # Different offsets from UTC in one column: those of summer and of winter.
+            parsed = pd.to_datetime(cells, utc=True, **options)
         if parsed.isna().any():
-            mixed = pd.to_datetime(cells, errors="coerce", dayfirst=day_first, format="mixed")
+            mixed = pd.to_datetime(cells, format="mixed", utc=parsed.dt.tz is not None, **options)
             parsed = mixed if mixed.isna().sum() < parsed.isna().sum() else parsed
     return parsed
 

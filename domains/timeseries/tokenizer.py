@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from longseq.backbone import Backbone
+from longseq.embeddings_timeseries import INSTANCE
 from longseq.errors import ConfigError
 
 EMBEDDINGS = {
@@ -38,6 +39,8 @@ class SeriesTokenizer:
     def __post_init__(self) -> None:
         if self.kind not in EMBEDDINGS:
             raise ConfigError(f"data.tokenizer must be one of {', '.join(EMBEDDINGS)}, found {self.kind!r}")
+        if self.instance not in INSTANCE:
+            raise ConfigError(f"data.instance must be one of {', '.join(INSTANCE)}, found {self.instance!r}")
         if self.lookback < 1:
             raise ConfigError(f"data.lookback must be at least 1 step, found {self.lookback}")
         if self.has_patches and not 1 <= self.stride <= self.patch <= self.lookback:

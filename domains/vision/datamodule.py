@@ -22,6 +22,7 @@ from longseq.domains.vision.labels import (
 )
 from longseq.domains.vision.prediction_sources import read_unlabelled
 from longseq.domains.vision.rows import MaskedRows, PixelModelRows, PixelRows
+from longseq.domains.vision.self_supervised import HiddenCells
 from longseq.domains.vision.sources import ReadOptions, Records, Source, read_source
 from longseq.domains.vision.tasks import MaskedPatch
 from longseq.domains.vision.tokenizer import CellTokenizer, PixelValues, StemTokenizer, default_patch
@@ -141,6 +142,10 @@ class VisionData(DomainData):
         check_options(
             task, tokenizer, on_bad, resize, channels, class_token, permutation_seed, frames, frame_stride, window_stride
         )
+        if not 0.0 < mask_fraction < 1.0:
+            raise ConfigError(f"data.mask_fraction must lie between 0 and 1, found {mask_fraction}")
+        if std is not None and any(deviation <= 0 for deviation in std):
+            raise ConfigError(f"data.std must hold numbers above 0, found {list(std)}")
         self.sources: dict[str, Any] = {"train": train, "val": val, "test": test, "predict": predict}
         self.read_options = ReadOptions(
             video=self.video,
@@ -216,6 +221,7 @@ class VisionData(DomainData):
         predict = parts.pop("predict", None)
         parts = {name: self._scan(name, part) for name, part in parts.items()}
         parts, how = preparation.fill_splits(parts, self.fractions, self.seed)
+        self.counts |= preparation.shared_files(parts)
         if how:
             self.counts["split"] = how
         return parts if predict is None else {**parts, "predict": self._scan("predict", predict)}
@@ -249,7 +255,7 @@ class VisionData(DomainData):
             codes, bad = encode(part, self.labels)
             if len(bad):
                 if self.on_bad == "error" or len(bad) == len(part):
-                    raise unknown_label(part, int(bad[0]), self.labels, len(bad))
+                    raise unknown_label(part, int(bad[0]), self.labels, len(bad), self.task_name != "regression")
                 self.counts[f"skipped in {name}, unknown label"] = f"{len(bad)}, the first: {part.where(int(bad[0]))}"
                 good = np.setdiff1d(np.arange(len(part)), bad)
                 records, codes = {**records, name: part.select(good)}, codes[good]
@@ -314,9 +320,15 @@ class VisionData(DomainData):
     def options_of(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         described, embedding = config.get("tokenizer", {}), config.get("embedding", {})
         found = {name: described[name] for name in ("size", "channels", "resize", "levels") if name in described}
+        # A published checkpoint describes its embedding alone.
+        published = {"size": embedding.get("size"), "channels": embedding.get("n_channels")}
+        found = {name: value for name, value in published.items() if value is not None} | found
+        if embedding.get("name") == "stem":
+            return {**found, "tokenizer": "patch", "stem": embedding["model"]}
         found["tokenizer"] = embedding["name"] if embedding.get("name") in ("patch", "tubelet") else "pixel"
         if found["tokenizer"] == "tubelet":
-            found |= {name: described[name] for name in ("frames", "frame_stride") if name in described}
+            frames = {"frames": embedding["frames"]} if "frames" in embedding else {}
+            found |= frames | {name: described[name] for name in ("frames", "frame_stride") if name in described}
         names = ("patch", "tube", "class_token", "mean", "std")
         return found | {name: embedding[name] for name in names if name in embedding}
 
@@ -356,9 +368,7 @@ class VisionData(DomainData):
         if self.task_name == "lm":
             return {"vocab_size": self.values.vocab_size, "unit": "dim"}
         if self.task_name == "masked_patch":
-            tokenizer = self.tokenizer
-            mean, std = overall(self.mean, self.std)
-            return {"n_values": self.channels * tokenizer.tube * tokenizer.patch**2, "mean": mean, "std": std}
+            return self.cell_options()
         options: dict[str, Any] = {"labels": list(self.labels)}
         labels = self.rows("train").labels
         assert labels is not None
@@ -369,6 +379,15 @@ class VisionData(DomainData):
         if self.task_name == "regression":
             options |= {"mean": labels.mean(0).tolist(), "std": labels.std(0).tolist()}
         return options
+
+    def cell_options(self) -> dict[str, Any]:
+        """What the data say of the task masked_patch."""
+        mean, std = overall(self.mean, self.std)
+        return {"n_values": self.channels * self.tokenizer.tube * self.tokenizer.patch**2, "mean": mean, "std": std}
+
+    def self_supervised(self, causal: bool) -> DomainData:
+        """The images of train and val with hidden cells, or for causal backbones with the next cell as target."""
+        return HiddenCells(self, causal)
 
     def model_options(self, backbone: Backbone) -> dict[str, Any]:
         described: dict[str, Any] = {

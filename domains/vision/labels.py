@@ -57,10 +57,15 @@ def encode_classes(records: Records, names: Sequence[str]) -> tuple[np.ndarray, 
     return codes, np.flatnonzero(codes < 0)
 
 
-def unknown_label(records: Records, row: int, names: Sequence[str], n_unknown: int) -> DataError:
-    """The error of a label that train does not have."""
+def unknown_label(records: Records, row: int, names: Sequence[str], n_unknown: int, names_classes: bool = True) -> DataError:
+    """The error of a label that train does not have, or of what is no number where `names_classes` is false."""
     assert records.labels is not None
     label = records.labels[row] if records.labels.ndim == 1 else records.labels[row].tolist()
+    if not names_classes:
+        return DataError(
+            f"{records.where(row)}: {label!r} is no finite number; {n_unknown} of {len(records)} records are so; correct them, "
+            "or set data.on_bad=skip"
+        )
     shown = ", ".join(names[:12]) + (f", ... {len(names)} in all" if len(names) > 12 else "")
     return DataError(
         f"{records.where(row)}: label {label!r} is not among those of train ({shown}); {n_unknown} of {len(records)} records "

@@ -14,8 +14,8 @@ from longseq.domains.vision.tokenizer import default_patch
 from longseq.domains.vision.video import VideoStore
 from longseq.errors import ConfigError, DataError
 
-# Up to so many videos are gone through before training; of more, only the headers are read.
-CHECKED_VIDEOS = 2000
+# Up to so many images and videos are gone through before training; of more, only the headers are read.
+CHECKED_FILES = 2000
 # The side that mixed or large images are brought to unless data.size says otherwise.
 DEFAULT_SIDES = {"pixel": 32, "patch": 224, "tubelet": 112}
 LARGEST_OWN_SIDE = 384
@@ -34,7 +34,7 @@ def scan(records: Records, on_bad: str) -> tuple[Records, list[str]]:
         DataError: for the first unusable record if `on_bad` is error, and if none is usable.
     """
     store = records.store
-    thorough = on_bad == "skip" or (isinstance(store, VideoStore) and len(records) <= CHECKED_VIDEOS)
+    thorough = on_bad == "skip" or len(records) <= CHECKED_FILES
     look: Callable[[int], Header] = store.check if thorough else store.header
 
     def outcome(item: int) -> Header | DataError:
@@ -59,6 +59,20 @@ def scan(records: Records, on_bad: str) -> tuple[Records, list[str]]:
     return Records(kept.store, kept.items, kept.labels, kept.label_names, kept.groups, kept.ignored, headers), [
         str(e) for e in errors
     ]
+
+
+def shared_files(parts: dict[str, Records]) -> dict[str, str]:
+    """A sentence per part whose files are trained on as well."""
+
+    def files(records: Records) -> list[str]:
+        return [records.store.name(int(item)) for item in records.items] if hasattr(records.store, "paths") else []
+
+    trained, found = set(files(parts["train"])), {}
+    for name in ("val", "test"):
+        shared = [file for file in files(parts[name]) if file in trained]
+        if shared:
+            found[f"files of train in {name}"] = f"{len(shared)} of {len(parts[name])}, the first: {shared[0]}"
+    return found
 
 
 def choose_split(found: dict[str, Records], name: str, source: Any) -> Records:
@@ -107,10 +121,12 @@ def group_split(groups: np.ndarray, shares: dict[str, float], seed: int) -> dict
     """Rows of train, val and test so that no group is in two of them, near the shares of the rows."""
     names, which, sizes = np.unique(groups.astype(str), return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(names))
-    before = np.concatenate([[0.0], np.cumsum(sizes[order])[:-1]]) / len(groups)
     part_of = np.full(len(names), 0)
-    part_of[order[before < shares["val"]]] = 1
-    part_of[order[(before >= shares["val"]) & (before < shares["val"] + shares["test"])]] = 2
+    for part, share in ((1, shares["val"]), (2, shares["test"])):
+        before = np.concatenate([[0.0], np.cumsum(sizes[order])[:-1]]) / len(groups)
+        # At least one group where a share is asked for, however large the groups are, and one is left for train.
+        taken = min(int(np.sum(before < share)), max(0, len(order) - 1))
+        part_of[order[:taken]], order = part, order[taken:]
     return {name: np.flatnonzero(part_of[which] == k) for k, name in enumerate(("train", "val", "test"))}
 
 

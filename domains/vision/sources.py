@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from longseq.domains.text_tables import bare_suffix, decode, read_bytes, read_text_table
 from longseq.domains.vision.arrays import (
     SPLITS,
     LabelledArrays,
@@ -117,8 +118,7 @@ def read_source(source: Source, options: ReadOptions) -> dict[str, Records]:
         raise DataError(f"{path}: there is no such file or folder")
     if path.is_dir():
         return read_folder(path, options)
-    bare = path.name.removesuffix(".gz")
-    if Path(bare).suffix.lower() in TABLES and "idx" not in bare:
+    if bare_suffix(path) in TABLES and "idx" not in path.name:
         return read_table(path, options)
     return {split: from_arrays(found, options) for split, found in read_array_file(path, options).items()}
 
@@ -186,11 +186,11 @@ def read_table(path: Path, options: ReadOptions) -> dict[str, Records]:
     Raises:
         DataError: if a column is missing or the table is empty.
     """
-    frame = load_table(path, options.header)
+    frame, places = load_table(path, options.header)
     columns = [str(name) for name in frame.columns]
     path_column: Any = options.path_column
     label_columns: list[Any] = as_list(options.label_column)
-    if not options.header or path.suffix == ".txt":
+    if not options.header or bare_suffix(path) == ".txt":
         path_column, label_columns = frame.columns[0], list(frame.columns[1:2]) if label_columns else []
     for column in [path_column, *as_list(options.split_column), *as_list(options.group_column)]:
         if column not in frame:
@@ -200,40 +200,45 @@ def read_table(path: Path, options: ReadOptions) -> dict[str, Records]:
     missing = [column for column in label_columns if column not in frame]
     if missing and label_columns != ["label"]:
         raise DataError(f"{path}: there is no column {missing[0]!r}; found {', '.join(columns)} (data.label_column names it)")
-    records = table_records(frame, path, path_column, [] if missing else label_columns, options)
+    records = table_records(frame, places, path, path_column, [] if missing else label_columns, options)
     if options.split_column is None and "split" not in frame:
         return {"all": records}
     return table_splits(frame[options.split_column or "split"].astype(str), records, path)
 
 
-def load_table(path: Path, header: bool) -> pd.DataFrame:
-    """A table with text in its cells."""
-    kind = Path(path.name.removesuffix(".gz")).suffix.lower()
-    try:
-        if kind == ".parquet":
-            frame = pd.read_parquet(path).astype(str)
-        elif kind == ".txt":
-            frame = pd.read_csv(path, sep=r"\s+", header=None, dtype=str, keep_default_na=False)
-        else:
-            rows = 0 if header else None
-            frame = pd.read_csv(
-                path, sep="\t" if kind == ".tsv" else ",", header=rows, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-            )
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as a table ({error})") from None
+def load_table(path: Path, header: bool) -> tuple[pd.DataFrame, list[str]]:
+    """A table with text in its cells, and file and line (parquet: row) of each entry."""
+    kind = bare_suffix(path)
+    if kind == ".parquet":
+        try:
+            frame = pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read as a table ({error})") from None
+        # What is missing is an empty cell, not a class called nan.
+        frame = frame.astype(object).where(frame.notna(), "").astype(str)
+        places = [f"{path}, row {row + 1}" for row in range(len(frame))]
+    elif kind == ".txt":
+        lines = [(i, line) for i, line in enumerate(decode(read_bytes(path)).splitlines(), start=1) if line.strip()]
+        # The label is the last word: names of files may hold blanks.
+        frame = pd.DataFrame([line.rsplit(maxsplit=1) for _, line in lines], dtype=str).fillna("")
+        places = [f"{path}, line {i}" for i, _ in lines]
+    else:
+        found = read_text_table(path, header=header)
+        frame, places = found.frame, [f"{path}, line {line}" for line in found.lines]
     if frame.empty:
         raise DataError(f"{path}: the table has no rows")
-    return frame
+    return frame, places
 
 
 def table_records(
-    frame: pd.DataFrame, table: Path, path_column: Any, label_columns: list[Any], options: ReadOptions
+    frame: pd.DataFrame, places: list[str], table: Path, path_column: Any, label_columns: list[Any], options: ReadOptions
 ) -> Records:
     """A table's rows; whether their files exist is looked at later."""
     root = Path(options.root).expanduser() if options.root else table.parent
-    paths = [root / str(cell).strip() for cell in frame[path_column]]
-    first = 2 if options.header and table.suffix != ".txt" else 1
-    places = [f"{table}, line {row + first}" for row in range(len(frame))]
+    names = [str(cell).strip() for cell in frame[path_column]]
+    if "" in names:
+        raise DataError(f"{places[names.index('')]}: no path in the column {path_column!r}")
+    paths = [root / name for name in names]
     store = VideoStore(paths, places) if options.video else ImageFiles(paths, places)
     labels = frame[label_columns].to_numpy(dtype=object) if label_columns else None
     if labels is not None and len(label_columns) == 1:
@@ -335,5 +340,9 @@ def kept(paths: Sequence[Path], video: bool, ignored: Counter[str]) -> list[Path
 
 
 def is_frame_folder(path: Path) -> bool:
-    """Whether a folder holds images directly, which are then a video's frames."""
-    return path.is_dir() and any(child.suffix.lower() in IMAGES for child in path.iterdir() if child.is_file())
+    """Whether a folder holds images directly, and no videos: then they are a video's frames."""
+    if not path.is_dir():
+        return False
+    suffixes = {child.suffix.lower() for child in path.iterdir() if child.is_file() and not child.name.startswith(".")}
+    # A GIF is a video by itself.
+    return bool(suffixes & set(IMAGES) - set(VIDEOS)) and not suffixes & set(VIDEOS)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from longseq.domains.dna.bad_rows import BadRows
 from longseq.domains.dna.sequences import SequenceTable
 from longseq.domains.dna.sources import read_sequences
 from longseq.domains.dna.tokenizer import NucleotideTokenizer
@@ -202,12 +203,13 @@ BAD_TABLES = {
     "missing column": ("seq,label\nA,x\n", {}, r"no column 'sequence'.*\[seq, label\].*sequence_column='seq'"),
     "missing label column": ("sequence,Label\nA,x\n", {"labels": "required"}, r"no column 'label'.*label_column='Label'"),
     "no header": ("ACGTACGTACGT,x\nAAAACCCCGGGG,y\n", {}, "header=false"),
-    "other separator": ("sequence;label\nA;x\n", {"sequence_column": "s"}, "no column 's'.*Another separator"),
+    "other separator": ("sequence|label\nA|x\n", {"sequence_column": "s"}, "no column 's'.*Another separator"),
     "column number": ("sequence,label\nA,x\n", {"sequence_column": 3}, r"sequence_column=3, but the table has columns 1 to 2"),
     "no rows": ("sequence,label\n", {}, "no rows"),
     "empty sequence": ("sequence,label\nA,x\n,y\nC,x\n", {}, r"line 3: the sequence is empty; 1 empty"),
     "protein": ("sequence,label\nA,x\nMKLV,y\n", {}, r"line 3 is not DNA.*'L'.*protein"),
     "ragged": ("sequence,label\nA,x\nC,y,z,w\n", {}, "line 3"),
+    "columns beyond the last": ("sequence,p,q\nA,1,0\n", {"label_column": "2-9"}, "label_column=2-9.*columns 1 to 3"),
     "missing one of several labels": ("sequence,p,q\nA,1,0\nC,,1\n", {"label_column": ["p", "q"]}, "line 3: no label in 'p'"),
 }
 
@@ -228,11 +230,14 @@ BAD_FILES = {
     "protein FASTA": ("x.fa", b">ok\nACGT\n>p53 human\nMEEPQSDPSV\n", r"record 2 \('p53'\) is not DNA.*'E', 'P', 'Q'.*protein"),
     "empty record": ("x.fa", b">a\nAC\n>b\n>c\nGT\n", r"record 2 \('b'\): the sequence is empty"),
     "truncated gzip": ("x.fa.gz", gzip.compress(b">a\n" + b"ACGTTGCA" * 4000, mtime=0)[:-20], "end early or are damaged"),
-    "truncated csv.gz": ("x.csv.gz", gzip.compress(b"sequence,label\n" + b"ACGT,x\n" * 4000, mtime=0)[:-9], "end early"),
+    "truncated csv.gz": (
+        "x.csv.gz",
+        gzip.compress(b"sequence,label\n" + b"ACGT,x\n" * 4000, mtime=0)[:-9],
+        "cut off or damaged",
+    ),
     "not gzip": ("x.fa.gz", b">a\nACGT\n", "content is not gzip"),
     "FASTQ without quality": ("x.fq", b"@a\nACGT\n@b\nACGT\n", "record 1: not a FASTQ record"),
     "not parquet": ("x.parquet", b"sequence,label\n", "not a parquet file"),
-    "not UTF-8": ("x.csv", "sequence,label\nA,é\n".encode("latin-1"), "not UTF-8"),
     "unknown format": ("x.docx", b"hello", r"unknown format .docx; supported are .csv, .tsv, .parquet, .fa"),
     "BED without genome": ("x.bed", b"chr1\t0\t5\n", "set genome to its FASTA file"),
 }
@@ -288,3 +293,11 @@ def test_blank_lines_keep_line_numbers(tmp_path: Path) -> None:
     assert texts(table) == ["A", "C"]
     assert table.where(1).endswith("line 4")
     assert np.array_equal(table.lines, [2, 4])
+
+
+def test_records_that_the_label_table_lacks_can_be_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "reads.fa", ">a\nACGT\n>b\nCCGT\n")
+    answers = write(tmp_path / "labels.csv", "id,label\na,x\n")
+    with pytest.raises(DataError, match=r"record 2 \('b'\): no label in .*1 of 2 records.*on_bad=skip"):
+        read_sequences(path, label_table=answers)
+    assert labels(read_sequences(path, label_table=answers, bad=BadRows("skip"))) == ["x", ""]

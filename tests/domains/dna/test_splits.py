@@ -101,6 +101,15 @@ def test_stratified_at_random() -> None:
         split_random(table, 0.5, 0.5, seed=0)
 
 
+def test_the_part_whose_chromosomes_are_not_named_is_drawn_by_chromosome() -> None:
+    table = _table(100, chrom=[f"chr{i % 10}" for i in range(100)])
+    split = make_split(table, test_chroms=["chr3"], val_fraction=0.2, seed=1)
+    parts = {name: {f"chr{row % 10}" for row in getattr(split, name)} for name in ("train", "val", "test")}
+    assert parts["test"] == {"chr3"} and len(parts["val"]) == 2 and len(parts["train"]) == 7
+    assert not parts["val"] & (parts["train"] | parts["test"])
+    assert "val chr" in split.rule and "test chr3" in split.rule
+
+
 def test_regions_of_a_genome() -> None:
     store = Sequences.from_strings(["A" * 100, "C" * 40, "G" * 60])
     names = ("chr1", "chr2", "chr3")
@@ -110,6 +119,10 @@ def test_regions_of_a_genome() -> None:
     assert parts["train"] == [Region(0, 0, 70), Region(1, 0, 28), Region(2, 0, 42)]
     assert parts["val"] == [Region(0, 70, 80), Region(1, 28, 32), Region(2, 42, 48)]
     assert parts["test"] == [Region(0, 80, 100), Region(1, 32, 40), Region(2, 48, 60)]
+    parts = split_regions(store, names, test_chroms=["chr3"], val_fraction=0.1)
+    assert parts["test"] == [Region(2, 0, 60)]
+    assert parts["val"] == [Region(0, 90, 100), Region(1, 36, 40)]
+    assert parts["train"] == [Region(0, 0, 90), Region(1, 0, 36)]
     with pytest.raises(DataError, match="unknown chromosome 'chr9'"):
         split_regions(store, names, val_chroms=["chr9"])
     with pytest.raises(DataError, match="leave no chromosome for train"):

@@ -207,3 +207,29 @@ def test_missing_empty_and_broken_files(tmp_path: Path) -> None:
     (tmp_path / "p.parquet").write_bytes(b"PAR0 is nothing")
     with pytest.raises(DataError, match="not a parquet file"):
         read(str(tmp_path / "p.parquet"))
+
+
+def test_summer_and_winter_time_in_one_column(tmp_path: Path) -> None:
+    times = pd.date_range("2024-03-30", periods=72, freq="h", tz="Europe/Berlin")
+    series = read(write(pd.DataFrame({"date": times, "a": np.arange(72.0)}), tmp_path / "a.csv"))
+    assert str(series.time(0, 0)) == "2024-03-29T23:00:00.000000000"
+    assert (len(series.values_TC), series.counts["time zone"]) == (72, "read as UTC")
+
+
+def test_what_spreadsheets_leave_is_no_data(tmp_path: Path) -> None:
+    lines = wide_frame(50).to_csv(index=False).splitlines()
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(f"{line}," for line in [*lines[:20], ",,", *lines[20:]]) + "\n")
+    series = read(str(path))
+    assert (series.channels, len(series.values_TC)) == (["c0", "c1"], 50)
+
+
+@pytest.mark.parametrize(
+    ("cell", "hint"),
+    [("0,5", "data.decimal=','"), ("1,000.5", "without marks between the thousands"), ("n/a?", "data.targets")],
+)
+def test_columns_that_hold_no_numbers_say_what_was_found(tmp_path: Path, cell: str, hint: str) -> None:
+    frame = pd.DataFrame({"date": pd.date_range("2024", periods=9), "a": cell})
+    with pytest.raises(DataError, match="no column of numbers") as caught:
+        read(write(frame, tmp_path / "a.csv", sep=";"))
+    assert repr(cell) in str(caught.value) and hint in str(caught.value)

@@ -242,3 +242,43 @@ def test_missing_and_unknown_sources(tmp_path: Path, read: Read) -> None:
     (tmp_path / "t.csv").write_text("file,label\na.png,1\n")
     with pytest.raises(DataError, match="no column 'path'; found file, label"):
         read(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(("encoding", "separator"), [("cp1252", ","), ("utf-8", ";"), ("utf-16", "\t")])
+def test_tables_of_other_programs(image_folder: Path, read: Read, encoding: str, separator: str) -> None:
+    rows = [f"{path.relative_to(image_folder)}{separator}{path.parent.name}ß" for path in sorted(image_folder.rglob("*.png"))]
+    (image_folder / "t.csv").write_bytes("\n".join([f"path{separator}label", *rows]).encode(encoding))
+    assert read(image_folder / "t.csv").labels == ("leftß", "rightß")
+
+
+def test_missing_labels_of_parquet_are_no_class(image_folder: Path, read: Read) -> None:
+    paths = sorted(str(path.relative_to(image_folder)) for path in image_folder.rglob("*.png"))
+    table = pd.DataFrame({"path": paths, "label": [None, *(Path(path).parent.name for path in paths[1:])]})
+    table.to_parquet(image_folder / "t.parquet")
+    with pytest.raises(DataError, match=r"row 1: .*label '' is not among"):
+        read(image_folder / "t.parquet")
+    table.assign(path=[None, *paths[1:]]).to_parquet(image_folder / "t.parquet")
+    with pytest.raises(DataError, match="row 1: no path"):
+        read(image_folder / "t.parquet")
+
+
+def test_few_groups_still_make_three_splits(image_folder: Path, read: Read) -> None:
+    paths = sorted(str(path.relative_to(image_folder)) for path in image_folder.rglob("*.png"))
+    table = pd.DataFrame({"path": paths, "label": [Path(path).parent.name for path in paths]})
+    table.assign(patient=np.arange(len(paths)) % 3).to_csv(image_folder / "t.csv", index=False)
+    data = read(image_folder / "t.csv", group_column="patient")
+    assert {name: len(rows) for name, rows in data.splits.items()} == {name: len(paths) // 3 for name in data.splits}
+
+
+def test_a_cut_image_is_found_before_training(image_folder: Path, read: Read) -> None:
+    path = next((image_folder / "left").glob("*.png"))
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(DataError, match=f"{path.name}.*cannot be decoded"):
+        read(image_folder)
+
+
+def test_quantities_that_are_no_numbers(image_folder: Path, read: Read) -> None:
+    paths = sorted(str(path.relative_to(image_folder)) for path in image_folder.rglob("*.png"))
+    pd.DataFrame({"path": paths, "age": ["old", *range(1, len(paths))]}).to_csv(image_folder / "t.csv", index=False)
+    with pytest.raises(DataError, match=r"line 2: .*'old' is no finite number"):
+        read(image_folder / "t.csv", task="regression", label_column="age", val_fraction=0.2)

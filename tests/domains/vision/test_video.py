@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from longseq.domains.vision.datamodule import VisionData
+from longseq.domains.vision.sources import ReadOptions, read_source
 from longseq.domains.vision.video import VideoStore, make_clips
 from longseq.errors import DataError
 
@@ -167,3 +168,13 @@ def test_training_clips_start_anew_in_every_epoch(tmp_path: Path, read: Read) ->
     np.testing.assert_array_equal(first, again)
     rows.epoch = 1
     assert any(not np.array_equal(rows[0]["inputs"], first) for rows.epoch in range(1, 4))
+
+
+def test_a_folder_of_gifs_is_a_class_and_no_video(tmp_path: Path) -> None:
+    frames = [Image.fromarray(np.full((8, 8), 20 * k, np.uint8)) for k in range(4)]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            frames[0].save(tmp_path / name / f"{i}.gif", save_all=True, append_images=frames[1:])
+    records = read_source(str(tmp_path), ReadOptions(video=True))["all"]
+    assert records.labels is not None and records.labels.tolist() == ["a"] * 3 + ["b"] * 3
