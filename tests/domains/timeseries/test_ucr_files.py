@@ -27,7 +27,7 @@ def read(tmp_path: Path, name: str, text: str):
 def test_every_format_holds_the_same(tmp_path: Path, name: str) -> None:
     found = read(tmp_path, name, FILES[name])
     assert found.labels.tolist() == ["1", "2"]
-    np.testing.assert_array_equal(found.values_NL1[..., 0], np.float32([[0.5, 1.5, np.nan], [2.5, -1, 4]]))
+    np.testing.assert_array_equal(found.values_NL1[..., 0], np.array([[0.5, 1.5, np.nan], [2.5, -1, 4]]))
     line = FILES[name].splitlines().index(next(row for row in FILES[name].splitlines() if "2.5" in row)) + 1
     assert found.where[1].endswith(f"{name}, line {line}")
 
