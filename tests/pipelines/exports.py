@@ -91,8 +91,7 @@ def tiny_model(domain: str, backbone: str, folder: Path, **more: Any) -> Path:
         **more: options of the backbone.
     """
     torch.manual_seed(3)
-    options: dict[str, Any] = {"name": backbone, "d_model": D, "n_layers": 1, **more}
-    options |= OPTIONS.get(backbone, {})
+    options: dict[str, Any] = {"name": backbone, "d_model": D, "n_layers": 1, **OPTIONS.get(backbone, {}), **more}
     config = {"domain": domain, **CONFIGS[domain], "backbone": options}
     if backbone == "caduceus" and domain == "dna":
         config |= {"head": {**POOL, "name": "strand_pool"}}
