@@ -94,6 +94,11 @@ class DomainData(L.LightningDataModule, ABC):
         """Sizes of 2-D and 3-D input in positions, for backbones that read them in several orders."""
         raise ConfigError(f"backbone.scan_orders needs images or video; domain={self.domain} has one order of positions")
 
+    @property
+    def grid_token(self) -> int | None:
+        """Place in the sequence of a token that is no cell of the grid, such as a class token; None for none."""
+        return None
+
     @abstractmethod
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         """A batch from rows."""
@@ -160,6 +165,18 @@ class DomainData(L.LightningDataModule, ABC):
             options: `chunk`, `window`, `overlap`, `resolution` and `part_tokens` of the verb predict.
         """
         del module, options
+        return None
+
+    @staticmethod
+    def long_window(task: str, options: Mapping[str, Any], sample_rate_hz: int | None = None) -> int | None:
+        """Tokens or samples that `long_predictions` reads at once where no state is carried; None for tasks without it.
+
+        Args:
+            task: its name.
+            options: of the data, as in training.
+            sample_rate_hz: of sound.
+        """
+        del task, options, sample_rate_hz
         return None
 
     def row_names(self, split: str, index: np.ndarray) -> dict[str, Sequence[Any]]:
@@ -378,6 +395,13 @@ class DomainModule(L.LightningModule):
 
     def on_validation_start(self) -> None:
         # Validation inside a training epoch is not training time.
+        self._stop_clock()
+
+    def on_train_end(self) -> None:
+        # A run that ends within an epoch has steps since the last measurement.
+        self._stop_clock()
+
+    def _stop_clock(self) -> None:
         if self._started is not None:
             self.seconds += time.perf_counter() - self._started
             self._started = None

@@ -4,7 +4,8 @@ import math
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torch.nn import functional as F
+from torchmetrics import Metric, R2Score
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
@@ -65,6 +66,63 @@ class LabelScores(Metric):
         known = (labels.amin(0) != labels.amax(0)).nonzero().flatten().tolist()
         found = [self.compute_score(scores[:, k], labels[:, k]) for k in known]
         return torch.stack(found).mean() if found else torch.tensor(math.nan, device=labels.device)
+
+
+class OneVsRestScores(LabelScores):
+    """The mean AUROC or AUPRC of each of several classes against the others, from probabilities (B, C) and labels (B,).
+
+    Classes without a row, for which neither is defined, are left out.
+    """
+
+    def update(self, probabilities: Tensor, labels: Tensor) -> None:
+        """Adds probabilities (B, C) and labels (B,)."""
+        super().update(probabilities, F.one_hot(labels, probabilities.shape[1]))
+
+
+class Matthews(Metric):
+    """Matthews correlation coefficient over classes; 0, as in scikit-learn, where all answers or labels are of one class.
+
+    Args:
+        n_classes: number of classes.
+    """
+
+    confusion: Tensor
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__()
+        self.add_state("confusion", default=torch.zeros(n_classes, n_classes, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, probabilities: Tensor, labels: Tensor) -> None:
+        """Adds probabilities (B, C) and labels (B,)."""
+        self.confusion += confusion_counts(probabilities.argmax(-1), labels, len(self.confusion))
+
+    def compute(self) -> Tensor:
+        """The coefficient."""
+        return matthews(self.confusion).float()
+
+
+def confusion_counts(predicted: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """How often each label (row) was given each class (column), float64 (C, C)."""
+    return torch.bincount(labels * n_classes + predicted, minlength=n_classes**2).view(n_classes, n_classes).double()
+
+
+def matthews(confusion: Tensor) -> Tensor:
+    """Matthews correlation coefficient of a float64 confusion matrix; 0 where it is not defined.
+
+    Paper: Gorodkin 2004, https://doi.org/10.1016/j.compbiolchem.2004.09.006, equation 8.
+    """
+    labels, answers, total = confusion.sum(1), confusion.sum(0), confusion.sum()
+    covariance = confusion.trace() * total - labels @ answers
+    spread = (total**2 - labels @ labels) * (total**2 - answers @ answers)
+    return torch.where(spread > 0, covariance / spread.clamp(min=1).sqrt(), 0.0)
+
+
+class Determination(R2Score):
+    """The coefficient of determination; NaN for a single row, for which it is not defined."""
+
+    def compute(self) -> Tensor:
+        """The score, the mean over targets."""
+        return super().compute() if self.total > 1 else torch.tensor(math.nan, device=self.total.device)
 
 
 class TokenLoss(Metric):

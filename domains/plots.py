@@ -134,7 +134,7 @@ def dot_chart(
     ax.set_ylim(-0.6, len(names) - 0.4)
     # Room for the last number to the right of its dot.
     ax.margins(x=0.2)
-    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.grid(axis="y", visible=False)
     ax.set_xlabel(xlabel)
     return figure

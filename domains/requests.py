@@ -108,8 +108,8 @@ class Requests(ABC):
         columns = data.row_names("predict", np.arange(count))
         return [{name: plain_name(values[index]) for name, values in columns.items()} for index in range(count)]
 
-    def chunk(self, message: Mapping[str, Any] | bytes) -> np.ndarray:
-        """The next piece (n,) of a streamed input.
+    def chunk(self, message: Mapping[str, Any] | bytes | str) -> np.ndarray:
+        """The next piece (n,) of a streamed input: a JSON object, bytes, or text that is no JSON.
 
         Raises:
             DataError: if the domain cannot stream, or the piece is wrong.
@@ -166,13 +166,14 @@ def numbers(value: Any, name: str, *, missing: bool = False) -> np.ndarray:
         raise DataError(f"{name} must be a list of numbers, found {kind(value)}")
     try:
         found = np.asarray(value)
-        if found.dtype.kind == "O":
+        # One text among numbers makes numpy turn all of them into text.
+        if found.dtype.kind not in "iuf":
             check_kinds(value, name)
             found = np.asarray(value, dtype=np.float64)
+    except DataError:
+        raise
     except (ValueError, OverflowError, TypeError) as error:
         raise DataError(f"{name} must be a list of numbers of one shape: {str(error)[:120]}") from None
-    if found.dtype.kind not in "iuf":
-        raise DataError(f"{name} must be a list of numbers, found {kind(first_of(value))}")
     found = found.astype(np.float64)
     # Models compute in float32.
     bad = np.abs(found) > np.finfo(np.float32).max
@@ -190,16 +191,9 @@ def check_kinds(value: Any, name: str) -> None:
     while pending:
         item, place = pending.pop()
         if isinstance(item, list):
-            pending += [(entry, f"{place}[{index}]") for index, entry in enumerate(item)]
+            pending += [(entry, f"{place}[{index}]") for index, entry in reversed([*enumerate(item)])]
         elif item is not None and (isinstance(item, bool) or not isinstance(item, (int, float))):
             raise DataError(f"{place} must be a number, found {kind(item)}")
-
-
-def first_of(value: Any) -> Any:
-    """The first entry of nested lists."""
-    while isinstance(value, list) and value:
-        value = value[0]
-    return value
 
 
 def kind(value: Any) -> str:

@@ -18,20 +18,16 @@ from torchmetrics import (
     Metric,
     MetricCollection,
     PearsonCorrCoef,
-    R2Score,
     SpearmanCorrCoef,
 )
 from torchmetrics.classification import (
     MulticlassAccuracy,
-    MulticlassAUROC,
-    MulticlassAveragePrecision,
     MulticlassF1Score,
-    MulticlassMatthewsCorrCoef,
     MultilabelAccuracy,
     MultilabelF1Score,
 )
 
-from longseq.domains.metrics import BinaryScores, LabelScores, TokenLoss
+from longseq.domains.metrics import BinaryScores, Determination, LabelScores, Matthews, OneVsRestScores, TokenLoss
 from longseq.errors import ConfigError
 
 Batch = dict[str, Tensor]
@@ -136,14 +132,13 @@ class Classification(Task):
         n = len(self.labels)
         found: dict[str, Metric | MetricCollection] = {
             "accuracy": MulticlassAccuracy(n, average="micro", validate_args=False),
-            "mcc": MulticlassMatthewsCorrCoef(n, validate_args=False),
+            "mcc": Matthews(n),
             "f1": MulticlassF1Score(n, average="macro", validate_args=False),
         }
         if n == 2:
             found |= {"auroc": BinaryScores("auroc"), "auprc": BinaryScores("auprc")}
         else:
-            found["auroc"] = MulticlassAUROC(n, validate_args=False)
-            found["auprc"] = MulticlassAveragePrecision(n, validate_args=False)
+            found |= {"auroc": OneVsRestScores("auroc"), "auprc": OneVsRestScores("auprc")}
         return MetricCollection(found, compute_groups=False)
 
     def update(self, metrics: MetricCollection, outputs: Tensor, batch: Batch) -> None:
@@ -262,7 +257,11 @@ class Regression(Task):
 
     def metrics(self) -> MetricCollection:
         n = len(self.labels)
-        found: dict[str, Metric | MetricCollection] = {"mse": MeanSquaredError(), "mae": MeanAbsoluteError(), "r2": R2Score()}
+        found: dict[str, Metric | MetricCollection] = {
+            "mse": MeanSquaredError(),
+            "mae": MeanAbsoluteError(),
+            "r2": Determination(),
+        }
         if n == 1:
             found |= {"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef()}
         return MetricCollection(found, compute_groups=False)

@@ -1,7 +1,7 @@
 """The contracts of a token mixer and of a whole backbone, and `Stack`, the residual stack that most backbones are.
 
 Shape letters: B batch, L length, D width. `mask_BL` is bool with True at real positions; `segment_ids_BL` are integers that
-are equal for positions of one packed document, and documents packed in one row do not see each other.
+are equal along one packed document and change at the next; documents packed in one row do not see each other.
 """
 
 import math
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from longseq.layers.drop_path import DropPath
+from longseq.layers.marks import KeepsMarks
 from longseq.layers.mlp import MLP
 from longseq.layers.norms import LayerNorm, RMSNorm, build_norm
+from longseq.layers.segments import number_segments
 from longseq.ops.tracing import is_exporting
 
 # A state is a tensor, or a dict or list of states. It is fp32 and differentiable, and its first dimension is the batch.
@@ -24,7 +26,7 @@ State = Any
 Pending = tuple[Tensor, Tensor | None]
 
 
-class Mixer(nn.Module, ABC):
+class Mixer(KeepsMarks, ABC):
     """One token-mixing layer, `(B, L, D) -> (B, L, D)`, with one signature for each way of running it.
 
     A causal mixer gives the same numbers in three ways: `forward` over a whole sequence, `forward_chunk` over consecutive
@@ -79,6 +81,7 @@ class Backbone(Mixer):
 
     d_model: int
     reverse_complement: bool = False
+    _state_form: Any = None
 
     def check_input(self, x_BLD: Tensor, mask_BL: Tensor | None, segment_ids_BL: Tensor | None = None) -> None:
         """Raises TypeError or ValueError that names the argument, what was found and what was expected."""
@@ -103,14 +106,28 @@ class Backbone(Mixer):
                 "build the backbone with a larger max_length, or crop the sequences"
             )
 
+    def check_step(self, x_BD: Tensor) -> None:
+        """Raises TypeError or ValueError if a step's input is not `(batch, d_model)`."""
+        if not x_BD.is_floating_point():
+            raise TypeError(f"x must be floating point, found {x_BD.dtype}: embed token ids first (longseq.embeddings)")
+        if x_BD.ndim != 2 or x_BD.shape[-1] != self.d_model:
+            raise ValueError(f"a step's x must be (batch, d_model={self.d_model}), found {tuple(x_BD.shape)}")
+
     def check_state(self, batch_size: int, state: State) -> None:
-        """Raises ValueError if the state was made for another batch size."""
+        """Raises ValueError if the state was made for another batch size, or by another network."""
         for tensor in state_tensors(state):
             if tensor.ndim > 0 and tensor.shape[0] != batch_size:
                 raise ValueError(
                     f"the state is for batch size {tensor.shape[0]}, the input has batch size {batch_size}: "
                     f"make it with init_state({batch_size})"
                 )
+        if torch.compiler.is_compiling():
+            return
+        if self._state_form is None:
+            self._state_form = _form(self.init_state(1), self.state_grows)
+        misfit = _misfit(self._state_form, _form(state, self.state_grows), "state")
+        if misfit is not None:
+            raise ValueError(f"{misfit}: the state is of another backbone; make it with init_state({batch_size})")
 
 
 def state_tensors(state: State) -> list[Tensor]:
@@ -121,6 +138,33 @@ def state_tensors(state: State) -> list[Tensor]:
         return []
     children = state.values() if isinstance(state, dict) else state
     return [tensor for child in children for tensor in state_tensors(child)]
+
+
+def _form(state: State, grows: bool) -> Any:
+    """A state with the sizes behind the batch in place of its tensors; without the second dimension where it may grow."""
+    if isinstance(state, Tensor):
+        return (None, *state.shape[2:])[: state.ndim - 1] if grows else tuple(state.shape[1:])
+    if isinstance(state, dict):
+        return {key: _form(child, grows) for key, child in state.items()}
+    return [_form(child, grows) for child in state] if isinstance(state, (list, tuple)) else type(state).__name__
+
+
+def _misfit(expected: Any, found: Any, name: str) -> str | None:
+    """Where two forms of states differ first, in words; None if they do not."""
+    if expected == found:
+        return None
+    keys = [list(form) if isinstance(form, dict) else range(len(form)) for form in (expected, found)]
+    if type(expected) is not type(found) or isinstance(expected, tuple) or keys[0] != keys[1]:
+        return f"{name}: expected {_in_words(expected)}, found {_in_words(found)}"
+    return next(filter(None, (_misfit(expected[key], found[key], f"{name}[{key!r}]") for key in keys[0])))
+
+
+def _in_words(form: Any) -> str:
+    if isinstance(form, tuple):
+        return f"a tensor ({', '.join(['batch', *('any' if size is None else str(size) for size in form)])})"
+    if isinstance(form, dict):
+        return f"a dict of {', '.join(form)}"
+    return f"a list of {len(form)}" if isinstance(form, list) else form
 
 
 def state_bytes(state: State) -> int:
@@ -273,6 +317,8 @@ class Stack(Backbone):
         super().__init__()
         if not mixers:
             raise ValueError("n_layers must be at least 1, found 0 mixers")
+        if mlp_ratio < 0:
+            raise ValueError(f"mlp_ratio must be 0 (no MLP) or more, found {mlp_ratio}")
         self.d_model = d_model
         self.gradient_checkpointing = gradient_checkpointing
         rates = [drop_path * i / max(1, len(mixers) - 1) for i in range(len(mixers))]
@@ -293,7 +339,7 @@ class Stack(Backbone):
 
     def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None, segment_ids_BL: Tensor | None = None) -> Tensor:
         self.check_input(x_BLD, mask_BL, segment_ids_BL)
-        x_BLD = zero_padding(x_BLD, mask_BL)
+        x_BLD, segment_ids_BL = zero_padding(x_BLD, mask_BL), number_segments(segment_ids_BL, mask_BL)
         pending: Pending = (x_BLD, None)
         for block in self.layers():
             if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -334,6 +380,7 @@ class Stack(Backbone):
     def step(self, x_BD: Tensor, state: State) -> tuple[Tensor, State]:
         if not self.can_step:
             raise self.cannot_step()
+        self.check_step(x_BD)
         self.check_state(x_BD.shape[0], state)
         new_state = []
         for block, block_state in zip(self.layers(), state, strict=True):

@@ -88,10 +88,12 @@ class SeriesNormalizer(nn.Module):
 
     def forward(self, x_BLC: Tensor, shift_B1C: Tensor, scale_B1C: Tensor) -> Tensor:
         """Normalised values; zero, the window's own level, where nothing was observed."""
-        z_BLC = (x_BLC - shift_B1C) / scale_B1C
+        missing_BLC = torch.isnan(x_BLC)
+        z_BLC = torch.where(missing_BLC, 0.0, (x_BLC - shift_B1C) / scale_B1C)
         if self.gain_C is not None and self.bias_C is not None:
-            z_BLC = z_BLC * self.gain_C + self.bias_C
-        return torch.where(torch.isnan(x_BLC), 0.0, z_BLC)
+            # Zero already above: a missing value times zero would be in the gain's gradient, as NaN.
+            z_BLC = torch.where(missing_BLC, 0.0, z_BLC * self.gain_C + self.bias_C)
+        return z_BLC
 
     def location(self, z_BFC: Tensor) -> Tensor:
         """Takes the affine part away again from the first channels' values."""

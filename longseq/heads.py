@@ -162,10 +162,19 @@ def pool_bins(x_BLD: Tensor, mask_BL: Tensor | None, bin_size: int) -> Tensor:
     """
     if bin_size == 1:
         return x_BLD
-    n_missing = -x_BLD.shape[1] % bin_size
     real_BL1 = x_BLD.new_ones(x_BLD.shape[0], x_BLD.shape[1], 1) if mask_BL is None else mask_BL.unsqueeze(-1).to(x_BLD.dtype)
-    sums = [F.pad(part, (0, 0, 0, n_missing)).unflatten(1, (-1, bin_size)).sum(2) for part in (x_BLD * real_BL1, real_BL1)]
-    return sums[0] / sums[1].clamp(min=1)
+    means = [bin_means(part, bin_size) for part in (x_BLD * real_BL1, real_BL1)]
+    # Of the real positions alone, of which a bin of padding has none.
+    return means[0] / means[1].clamp(min=1 / bin_size)
+
+
+def bin_means(x_BLD: Tensor, bin_size: int) -> Tensor:
+    """The mean of every `bin_size` neighbouring positions; what the last bin lacks counts as 0."""
+    # As much padding as the last bin may lack, and a convolution: no tracer can solve for the remainder of a length that
+    # varies, which padding by as much as is needed, slices and pooling all ask for.
+    x_BDL = F.pad(x_BLD.transpose(1, 2), (0, bin_size - 1))
+    weight_D1K = x_BLD.new_full((x_BLD.shape[2], 1, bin_size), 1 / bin_size)
+    return F.conv1d(x_BDL, weight_D1K, stride=bin_size, groups=x_BLD.shape[2]).transpose(1, 2)
 
 
 class BinHead(nn.Module):

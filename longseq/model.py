@@ -7,13 +7,14 @@ from torch import Tensor, nn
 from longseq.backbone import Backbone, State
 from longseq.embeddings import StrandEmbedding, TokenEmbedding, create_embedding
 from longseq.heads import StrandTokenHead, TokenHead, create_head
+from longseq.layers.marks import KeepsMarks
 from longseq.registry import create_backbone
 
 if TYPE_CHECKING:
     from longseq.streaming import Stream
 
 
-class SequenceModel(nn.Module):
+class SequenceModel(KeepsMarks):
     """Embedding, backbone and head.
 
     Args:

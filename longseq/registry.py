@@ -9,7 +9,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from longseq.backbone import Backbone, Mixer, Stack
 from longseq.layers.bidirectional import Bidirectional, Merge
@@ -133,10 +133,15 @@ def create_mixer(name: str, d_model: int, *, n_layers: int = 1, layer_index: int
         n_layers: of the network it will stand in; some initialisations scale with it.
         layer_index: its place there; some layers differ by depth.
         **options: the mixer's own.
+
+    Raises:
+        ValueError: for an unknown name, or an option out of range.
+        TypeError: for an unknown option; the message holds the nearest known ones.
     """
     info = backbone_info(name)
     if not info.is_mixer:
         raise ValueError(f"the backbone {name!r} is a whole network and cannot be a layer of another")
+    _check_options(info, options, set(info.options()))
     known = inspect.signature(info.build).parameters
     place = {"n_layers": n_layers, "layer_index": layer_index}
     return info.build(d_model, **options, **{key: value for key, value in place.items() if key in known})
@@ -155,6 +160,7 @@ def create_backbone(
     reverse_complement: bool = False,
     scan_orders: Sequence[str] | None = None,
     grid: Sequence[int] | None = None,
+    grid_token: int | None = None,
     **options: Any,
 ) -> Backbone:
     """Builds a registered backbone, `(B, L, d_model) -> (B, L, d_model)`.
@@ -174,6 +180,7 @@ def create_backbone(
         scan_orders: for 2-D or 3-D input, the orders in which successive layers read the positions, such as
             `[raster, column]`; see `longseq.layers.scan_orders`.
         grid: the input's sizes, `(H, W)` or `(T, H, W)`, for `scan_orders`.
+        grid_token: place of a class token in the sequence of the grid's cells, for `scan_orders`; None for none.
         **options: the mixer's own options and those of `longseq.backbone.Stack`, such as `dropout=0.1`.
 
     Raises:
@@ -181,15 +188,25 @@ def create_backbone(
         TypeError: for an unknown option; the message holds the nearest known ones.
     """
     info = backbone_info(name)
+    for option, size in (("d_model", d_model), ("n_layers", n_layers)):
+        # None is a whole network's own.
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise ValueError(f"{option} must be a whole number of 1 or more, found {size!r}")
+    if merge not in get_args(Merge):
+        raise ValueError(f"merge must be one of {', '.join(get_args(Merge))}, found {merge!r}")
+    for option, names in (("pattern", pattern), ("scan_orders", scan_orders)):
+        if isinstance(names, str):
+            raise ValueError(f"{option} must be a list of names, such as [{names}], found {names!r}")
     wrapped = bool(bidirectional or reverse_complement or pattern or scan_orders)
     if not info.is_mixer:
         if wrapped:
             raise ValueError(
                 f"{name!r} is a whole network: bidirectional, reverse_complement, pattern and scan_orders need layers"
             )
-        _check_options(info, options, with_stack=False)
+        _check_options(info, options, set(info.options()))
         return info.build(d_model=d_model, n_layers=n_layers, **options)
-    _check_options(info, options, with_stack=True)
+    _check_options(info, options, {*info.options(), *STACK_OPTIONS})
+    _check_pattern(pattern or (), pattern_options or {})
     for_stack = [key for key in options if key in STACK_OPTIONS and key not in info.options()]
     # A layer's own norm has the same epsilon as those between the layers.
     shared = {"norm_eps": options["norm_eps"]} if "norm_eps" in options and "norm_eps" in info.options() else {}
@@ -201,7 +218,7 @@ def create_backbone(
         _create_layer(kind, width, n_layers, i, own.get(kind, {}), bidirectional, merge, share) for i, kind in enumerate(kinds)
     ]
     if scan_orders:
-        mixers = _reorder(mixers, scan_orders, grid)
+        mixers = _reorder(mixers, scan_orders, grid, grid_token)
     inner = Stack(mixers, width, **stack)
     if not reverse_complement:
         return inner
@@ -220,10 +237,16 @@ def _create_layer(
     return Bidirectional(mixer, mixer if share else build(), d_model, merge=merge)
 
 
-def _reorder(mixers: list[Mixer], scan_orders: Sequence[str], grid: Sequence[int] | None) -> list[Mixer]:
+def _reorder(mixers: list[Mixer], scan_orders: Sequence[str], grid: Sequence[int] | None, token: int | None) -> list[Mixer]:
     if grid is None:
         raise ValueError("scan_orders needs grid, the input's sizes (H, W) or (T, H, W)")
-    return alternate_orders(mixers, scan_orders, tuple(grid))
+    return alternate_orders(mixers, scan_orders, tuple(grid), token=token)
+
+
+def _check_pattern(pattern: Sequence[str], pattern_options: dict[str, dict[str, Any]]) -> None:
+    for kind in pattern_options:
+        if kind not in pattern:
+            raise ValueError(f"pattern_options has {kind!r}, which is no layer of pattern=[{', '.join(pattern)}]")
 
 
 def _strand_width(d_model: int) -> int:
@@ -232,10 +255,13 @@ def _strand_width(d_model: int) -> int:
     return d_model // 2
 
 
-def _check_options(info: BackboneInfo, options: dict[str, Any], *, with_stack: bool) -> None:
-    known = {*info.options(), *(STACK_OPTIONS if with_stack else ())}
+def _check_options(info: BackboneInfo, options: dict[str, Any], known: set[str]) -> None:
     for option in options:
         if option not in known:
-            near = difflib.get_close_matches(option, known, n=3, cutoff=0.5)
+            near = difflib.get_close_matches(option, known | _SHARED_OPTIONS, n=3, cutoff=0.5)
             hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
             raise TypeError(f"backbone {info.name!r} has no option {option!r}: {hint}")
+
+
+# Those that `create_backbone` itself takes.
+_SHARED_OPTIONS = frozenset(inspect.signature(create_backbone).parameters) - {"name", "options"}

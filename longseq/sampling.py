@@ -107,7 +107,9 @@ def draw(
         logits_BV = kept_BV
     if temperature == 0:
         return logits_BV.argmax(-1)
-    logits_BV = logits_BV / temperature
+    # From the likeliest one down, and divided in double precision, so that no temperature above 0 gives an infinity or NaN.
+    lower_BV = logits_BV - logits_BV.amax(-1, keepdim=True)
+    logits_BV = (lower_BV.double() / temperature).float()
     if top_k is not None and top_k < logits_BV.shape[-1]:
         least_B1 = logits_BV.topk(top_k, dim=-1).values[:, -1:]
         logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)

@@ -65,9 +65,12 @@ class Stream:
 
         Raises:
             ValueError: for another batch size, or after `finish`.
+            TypeError: for what is no tensor.
         """
         if self.finished:
             raise ValueError("the stream is finished: begin another with model.stream()")
+        if not isinstance(chunk, Tensor):
+            raise TypeError(f"a chunk must be a torch.Tensor, found {type(chunk).__name__}: torch.as_tensor makes one of it")
         if chunk.ndim < 2 or chunk.shape[0] != self.batch_size:
             raise ValueError(f"a chunk must be (batch={self.batch_size}, places, ...), found {tuple(chunk.shape)}")
         return self._answer(self.frames.push(chunk))

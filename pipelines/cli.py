@@ -178,8 +178,8 @@ def run_with_config(verb: str, args: list[str]) -> int:
         )
     except OverrideParseException as error:
         raise ConfigError(
-            f"{error.override!r} cannot be read ({str(error).splitlines()[0]}); a value with =, :, spaces or brackets wants "
-            "quotes of its own, such as 'run_dir=\"a=b\"'"
+            f"{error.override!r} cannot be read ({str(error).splitlines()[0]}); a value with =, :, spaces, brackets or "
+            "letters such as ö wants quotes of its own, such as 'run_dir=\"a=b\"'"
         ) from None
     finally:
         sys.argv = argv
@@ -247,7 +247,8 @@ PLAIN_WORDS = {"predict": ("task", "mode"), "embed": ("domain", "domain_name")}
 
 
 def plain_word(verb: str, override: str) -> str:
-    """`task=` of predict as `mode=`, `domain=` of embed as `domain_name=`."""
+    """`task=` of predict as `mode=`, `domain=` of embed as `domain_name=`, `backtest.windows=` as `data.backtest_windows=`."""
+    override = re.sub(r"^backtest\.(windows|step)=", r"data.backtest_\1=", override)
     if verb not in PLAIN_WORDS:
         return override
     word, key = PLAIN_WORDS[verb]

@@ -74,7 +74,7 @@ def results_table(metrics: dict[str, Any], title: str, monitor: str, mode: str) 
     rows = {metrics["backbone"]: metrics["test"], **metrics.get("baselines", {})}
     names = [name for name in metrics["test"] if any(name in row for row in rows.values())]
     names.sort(key=lambda name: name != monitor)
-    if len(names) > MOST_COLUMNS:
+    if len(names) > MOST_COLUMNS or is_too_wide(rows, names):
         return metrics_by_row(rows, names, title)
     table = Table(title=title, title_justify="left")
     table.add_column("")
@@ -87,6 +87,13 @@ def results_table(metrics: dict[str, Any], title: str, monitor: str, mode: str) 
         cells = [format_value(row[name]) if name in row else "-" for name in names]
         table.add_row(label, *cells, style="bold" if bold else None)
     return table
+
+
+def is_too_wide(rows: dict[str, dict[str, Any]], names: list[str]) -> bool:
+    """Whether numbers or the names of metrics would have to be cut off; the rows' labels break between words."""
+    widths = [max(len(word) for label in rows for word in label.split() or [""])]
+    widths += [max(len(name), *(len(format_value(row[name])) for row in rows.values() if name in row)) for name in names]
+    return sum(widths) + 3 * len(widths) + 1 > Console().width
 
 
 def metrics_by_row(rows: dict[str, dict[str, Any]], names: list[str], title: str) -> Table:

@@ -39,7 +39,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     saved = run_config(folder, cfg)
     L.seed_everything(saved.seed, workers=True, verbose=False)
     model = load_model(folder / MODEL)
-    data = build_data(saved)
+    data = build_data(saved, "test")
     check_labels(model.config, data, folder)
     module = build_module(saved, model, build_task(saved, data))
     trainer = build_trainer(saved)

@@ -20,7 +20,7 @@ from longseq.pipelines import export_card as card
 from longseq.pipelines.export_check import CARD, REPORT, VERSION, file_facts
 from longseq.pipelines.export_console import show
 from longseq.pipelines.export_formats import check_format
-from longseq.pipelines.export_graphs import LONGEST
+from longseq.pipelines.export_graphs import LONGEST, ExportError
 from longseq.pipelines.export_metrics import Evaluation
 from longseq.pipelines.export_source import ExportSource, open_source
 from longseq.pipelines.export_write import write_config, write_safetensors, write_sequence, write_step
@@ -46,9 +46,21 @@ def run(cfg: "DictConfig") -> dict[str, Any]:
     check_quantize(cfg)
     source = open_source(cfg.run, cfg.model)
     output = Path(cfg.output)
-    check_output(output)
+    check_output(output, Path(source.name))
     length = exported_length(source, cfg.max_length)
     evaluation = open_evaluation(cfg, source)
+    try:
+        report = write_folder(cfg, source, output, length, evaluation)
+    except OSError as error:
+        raise ExportError(f"output={output} cannot be written: {error}") from error
+    show(report, output)
+    return {**report, "output": str(output)}
+
+
+def write_folder(
+    cfg: "DictConfig", source: ExportSource, output: Path, length: int, evaluation: Evaluation | str | None
+) -> dict[str, Any]:
+    """Writes the whole folder, or nothing, and gives its report."""
     with replacing_folder(output) as folder:
         report = start_report(cfg, source)
         if cfg.format == "safetensors":
@@ -63,8 +75,7 @@ def run(cfg: "DictConfig") -> dict[str, Any]:
         report["files"] = file_facts(folder)
         text = json.dumps(plain(report), indent=1, allow_nan=False)
         (folder / REPORT).write_text(text + "\n", encoding="utf-8")
-    show(report, output)
-    return {**report, "output": str(output)}
+    return report
 
 
 # -- what is asked for
@@ -78,8 +89,10 @@ def check_quantize(cfg: "DictConfig") -> None:
         raise ConfigError(f"quantize=int8 is onnxruntime's and needs format=onnx, found format={cfg.format}")
 
 
-def check_output(output: Path) -> None:
-    """Raises ConfigError if something stands in the way that is no export: it would be lost."""
+def check_output(output: Path, source: Path) -> None:
+    """Raises ConfigError if something stands in the way that is no export, or the model itself: it would be lost."""
+    if source.resolve().is_relative_to(output.resolve()):
+        raise ConfigError(f"output={output} holds the model that is exported, and would take its place: name another folder")
     if output.is_file():
         raise ConfigError(f"output={output} is a file; name a folder")
     if output.is_dir() and any(output.iterdir()) and not (output / REPORT).is_file():

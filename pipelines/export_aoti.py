@@ -17,6 +17,9 @@ OPTIONS: dict[str, Any] = {
     # some ten seconds in all; those that can compile torch's headers do.
     "cpp.vec_isa_ok": True,
 }
+# Computed positions, such as those that a selective scan gathers from, are tensors that are read. The compiler would rather
+# write them out as formulas of the length in every load, and its algebra of a thousand of those takes hours.
+POSITIONS_READ = {"constant_and_index_propagation": False}
 
 
 def compiler() -> str | None:
@@ -39,10 +42,15 @@ def compile_package(program: torch.export.ExportedProgram, path: Path, metadata:
         ExportError: if it holds what cannot be compiled.
     """
     from torch._inductor import aoti_compile_and_package
+    from torch._inductor.exc import InductorError
 
     refuse_loops(program)
     options = {**OPTIONS, "aot_inductor.metadata": {f"longseq.{key}": value for key, value in metadata.items()}}
-    aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
+    try:
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs={**options, **POSITIONS_READ})
+    except InductorError:
+        # Some graphs (torch 2.11: with constants among the positions) are compiled with formulas alone.
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
 
 
 def refuse_loops(program: torch.export.ExportedProgram) -> None:

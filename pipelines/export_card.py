@@ -11,7 +11,12 @@ from longseq.version import __version__
 SCRIPTS = Path(__file__).parent / "predict_scripts"
 BEHIND = "# -- behind this line goes into predict.py\n"
 # What a domain's own part of predict.py stands on.
-PARTS = {"audio": ("transcripts",), "timeseries": ("times",)}
+PARTS = {
+    "dna": ("answers", "tables"),
+    "audio": ("answers", "waves", "transcripts"),
+    "timeseries": ("answers", "tables", "times", "series"),
+    "vision": ("answers", "pictures"),
+}
 WHAT = {
     "classification": "one of {n} classes",
     "multilabel": "any of {n} labels",
@@ -63,11 +68,12 @@ def predict_script(domain: str) -> str:
         head, _, body = (SCRIPTS / f"{name}.py").read_text(encoding="utf-8").partition(BEHIND)
         assert head and body, f"{name}.py lacks its line"
         # Modules join those of the shared part; names of other parts come from the same file now.
-        modules |= {line for line in head.split("\n") if line.startswith("import ")}
+        found = (*head.split("\n"), *shared.split("\n"))
+        modules |= {line for line in found if line.startswith("import ") and " as " not in line}
         bodies.append(body.strip())
-    modules -= set(shared.split("\n"))
-    last = "import sys\n"
-    shared = shared.replace(last, last + "".join(f"{line}\n" for line in sorted(modules)), 1)
+    lines = [line for line in shared.split("\n") if line not in modules]
+    place = next(i for i, line in enumerate(lines) if line.startswith("from "))
+    shared = "\n".join([*lines[:place], *sorted(modules), *lines[place:]])
     return "\n\n\n".join([shared.rstrip(), *bodies, 'if __name__ == "__main__":\n    main(Domain)\n'])
 
 
@@ -135,8 +141,9 @@ def _results(metrics: dict[str, Any]) -> str:
     if not test:
         return "## Results\n\nNot known: the model was exported without its run.\n"
     names = list(test)
-    rows = [("**this model**", test), *metrics.get("baselines", {}).items()]
-    lines = ["## Results\n", "On the test split, beside trivial baselines.\n"]
+    baselines = metrics.get("baselines", {})
+    rows = [("**this model**", test), *baselines.items()]
+    lines = ["## Results\n", f"On the test split, {'beside trivial baselines' if baselines else 'without baselines'}.\n"]
     lines += [f"| | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     lines += [f"| {name} | {' | '.join(_number(row.get(key)) for key in names)} |" for name, row in rows]
     return "\n".join(lines) + "\n"
@@ -151,9 +158,7 @@ def _limits(source: ExportSource, report: dict[str, Any]) -> str:
         lines.append(f"- Inputs of {graph['shortest']:,} to {graph['longest']:,} {unit}.")
     elif inference.max_length is not None:
         lines.append(f"- Inputs of up to {inference.max_length:,} {unit}.")
-    rate = (source.model.config.get("tokenizer") or {}).get("sample_rate_hz")
-    if rate:
-        lines.append(f"- Sound at {rate:,} Hz, mono.")
+    lines += [f"- {text}." for text in _inputs(source)]
     if report["format"] == "aoti":
         version = report["environment"].get("torch")
         lines.append(f"- Compiled for processors like the one it was exported on, and for torch {version}.")
@@ -162,7 +167,11 @@ def _limits(source: ExportSource, report: dict[str, Any]) -> str:
     if inference.rc_average:
         lines.append("- Answers are averaged over both strands.")
     if task_has_intervals(inference):
-        lines.append("- Intervals are calibrated on the validation windows; a series that changes its nature leaves them.")
+        calibrated = source.run_config is None or source.run_config.task.get("calibrate", True)
+        how = "calibrated on the validation windows" if calibrated else "the network's own quantiles, not calibrated"
+        lines.append(f"- Intervals are {how}; a series that changes its nature leaves them.")
+    if "quantization" in report:
+        lines.append(f"- {_quantized(report['quantization'])}.")
     leaks = str(metrics.get("data", {}).get("counts", {}).get("leaks in test", "0"))
     if not leaks.startswith("0"):
         lines.append(f"- {leaks}")
@@ -171,6 +180,34 @@ def _limits(source: ExportSource, report: dict[str, Any]) -> str:
         lines.append(f"- No step graph: {step['reason']}.")
     lines.append("- It was tested on data like those it was trained on, and on no others.")
     return "\n".join(lines) + "\n"
+
+
+def _inputs(source: ExportSource) -> list[str]:
+    """What the inputs must be, in words."""
+    config = source.model.config
+    tokenizer, series, embedding = config.get("tokenizer") or {}, config.get("series") or {}, config.get("embedding", {})
+    found = []
+    if tokenizer.get("sample_rate_hz"):
+        found.append(f"Sound at {tokenizer['sample_rate_hz']:,} Hz, mono")
+    if series.get("channels"):
+        ahead = f", {config['horizon']:,} are forecast" if "horizon" in config else ""
+        names = ", ".join(map(str, series["channels"][:20])) + (" …" if len(series["channels"]) > 20 else "")
+        found.append(f"Steps of {series['frequency']}, of which {embedding['lookback']:,} are read{ahead}; channels: {names}")
+    if "size" in tokenizer:
+        height, width = tokenizer["size"]
+        found.append(f"Pictures are brought to {height} x {width} pixels of {tokenizer['channels']} channels")
+    return found
+
+
+def _quantized(found: dict[str, Any]) -> str:
+    """What int8 cost."""
+    text = f"Linear layers are int8 ({found['layers']} of them)"
+    if "metrics" not in found:
+        return f"{text}; what that does to the metrics was not measured: {found['not_measured']}"
+    metrics = found["metrics"]
+    name = next((name for name in metrics["model"] if name == metrics["monitor"]), next(iter(metrics["model"])))
+    before, after = _number(metrics["model"][name]), _number(metrics["artefact"][name])
+    return f"{text}: {metrics['split']}/{name} went from {before} to {after}"
 
 
 def task_has_intervals(inference: Inference) -> bool:
@@ -189,6 +226,11 @@ def _use(source: ExportSource, report: dict[str, Any]) -> str:
     lines += [f"- {kind} `{p['name']}`: {p['dtype']} {p['shape']}" for kind in ("inputs", "outputs") for p in graph[kind]] + [
         ""
     ]
+    step = report["graphs"].get("step", {})
+    if "file" in step:
+        lines.append(
+            f"`{step['file']}` answers one position at a time: its state goes in and comes out, and begins with zeros.\n"
+        )
     lines.append(f"Largest relative error against the model: {graph['largest_error']:.1e} (`export_report.json`).\n")
     return "\n".join(lines)
 

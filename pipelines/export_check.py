@@ -184,7 +184,7 @@ def check_folder(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is not an exported model: it has no {REPORT} (longseq export makes such folders)")
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        version, files = int(report["version"]), dict(report["files"])
+        version, files, _ = int(report["version"]), dict(report["files"]), dict(report["graphs"])
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error!r}; export the model again") from None
     if version > VERSION:
@@ -192,8 +192,11 @@ def check_folder(folder: str | Path) -> dict[str, Any]:
             f"{folder} was written by longseq {report.get('longseq')} in version {version} of the format, this one reads up to "
             f"{VERSION}: upgrade longseq"
         )
-    for name, facts in files.items():
-        _check_file(folder / name, facts)
+    try:
+        for name, facts in files.items():
+            _check_file(folder / name, facts)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error!r}; export the model again") from None
     return report
 
 

@@ -71,7 +71,8 @@ def artefact_answer(runner: Runner, graph: Graph, inference: Inference) -> Answe
             return torch.from_numpy(runner(inputs.contiguous())[0])
         missing = max(0, graph.shortest - inputs.shape[1])
         found = torch.from_numpy(runner(F.pad(inputs, (0, missing)), F.pad(mask, (0, missing)))[0])
-        return found if inference.task in POOLED or not missing else found[:, : -(-inputs.shape[1] // inference.stride)]
+        place = inference.stride * int(inference.config.get("bin_size", 1))
+        return found if inference.task in POOLED or not missing else found[:, : -(-inputs.shape[1] // place)]
 
     return answer
 

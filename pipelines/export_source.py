@@ -4,14 +4,40 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
 from longseq.checkpoint import load_model
 from longseq.errors import ConfigError
 from longseq.inference import POOLED, Inference
 from longseq.model import SequenceModel
-from longseq.pipelines.run_folder import MODEL, PREDICTIONS, read_config, read_metrics
+from longseq.pipelines.run_folder import LAST_STEP, MODEL, PREDICTIONS, read_config, read_metrics
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+# Options of the data that decide what files mean.
+READING = (
+    "sequence_column",
+    "id_column",
+    "header",
+    "invalid",
+    "time_column",
+    "frequency",
+    "decimal",
+    "day_first",
+    "gaps",
+    "missing",
+    "min_lookback",
+    "known_covariates",
+    "image_key",
+    "window",
+    "stride",
+    "on_long",
+    "clip_s",
+    "hop_s",
+    "window_stride",
+)
 
 
 @dataclass
@@ -37,16 +63,41 @@ class ExportSource:
     @property
     def data_length(self) -> int | None:
         """The longest input that the data's options allow, in tokens or samples; None if they set no limit."""
-        if self.run_config is None or not self.inference.takes_mask:
+        if self.run_config is None or not self.inference.takes_mask or self.carries:
             return None
         data = self.run_config.data
-        rate = self.model.config.get("tokenizer", {}).get("sample_rate_hz")
+        rate = self.sample_rate_hz
         if rate is not None and data.get("clip_s") is not None:
             return max(1, round(float(data.clip_s) * int(rate)))
         # Of records that are read in windows, the model has only seen windows.
         window = data.get("window") if self.inference.task in POOLED else None
         limits = [int(limit) for limit in (data.get("max_length"), window) if limit is not None]
         return min(limits) if limits else None
+
+    @property
+    def sample_rate_hz(self) -> int | None:
+        """Of what the model hears."""
+        rate = self.model.config.get("tokenizer", {}).get("sample_rate_hz")
+        return None if rate is None else int(rate)
+
+    @property
+    def carries(self) -> bool:
+        """Whether inputs of any length are read in one pass, as `longseq predict` does by a carried state."""
+        backbone = self.model.backbone
+        fixed = backbone.can_step and not backbone.state_grows and backbone.max_length is None
+        return fixed and self.inference.task in ("lm", "ctc", "frames")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the run's data were read, as far as predict.py has to know: columns, what is missing, windows of long inputs."""
+        if self.run_config is None:
+            return {}
+        data: Any = OmegaConf.to_container(self.run_config.data, resolve=True)
+        found = {name: data[name] for name in READING if data.get(name) is not None}
+        if not self.carries:
+            window = get_class(data["_target_"]).long_window(self.inference.task, data, self.sample_rate_hz)
+            found |= {} if window is None else {"long_window": window}
+        return found
 
     @property
     def data_files(self) -> list[str]:
@@ -58,7 +109,9 @@ class ExportSource:
 
     @property
     def averaged(self) -> float | None:
-        """Decay of the moving average that the weights are; None if they are the last step's."""
+        """Decay of the moving average that the weights are; None if they are those of the last step."""
+        if self.metrics.get("weights") == LAST_STEP:
+            return None
         callbacks = None if self.run_config is None else self.run_config.get("callbacks")
         ema = None if callbacks is None else callbacks.get("ema")
         return None if ema is None else float(ema.get("decay", 0.999))

@@ -43,7 +43,7 @@ def write_safetensors(folder: Path, source: ExportSource, report: dict[str, Any]
 
 def write_config(folder: Path, source: ExportSource) -> None:
     """config.json, which predict.py reads."""
-    config = {"format": 1, "longseq": __version__, **source.model.config}
+    config = {"format": 1, "longseq": __version__, **source.model.config, "reading": source.reading}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

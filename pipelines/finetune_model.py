@@ -14,7 +14,7 @@ from longseq.errors import ConfigError
 from longseq.model import SequenceModel
 from longseq.pipelines.finetune_embedding import adopt_data_options, fit_class_token, fit_embedding, fit_head
 from longseq.pipelines.finetune_modes import layer_names
-from longseq.pipelines.fit import check_causality
+from longseq.pipelines.fit import check_causality, grid_options
 from longseq.pretrained import KeyReport, Opened, build_opened, open_pretrained
 
 if TYPE_CHECKING:
@@ -118,7 +118,10 @@ def build_for_task(cfg: "DictConfig", opened: Opened, data: DomainData, task: Ta
         return described, fresh
 
     try:
-        return build_opened(opened, adapt, allow_missing=list(cfg.allow_missing), options=backbone_options(cfg))
+        # Orders are no weights: those of another size, or around a class token, are made anew.
+        grid = grid_options({**opened.config["backbone"], "grid": None}, data)
+        options = {**grid, **backbone_options(cfg)}
+        return build_opened(opened, adapt, allow_missing=list(cfg.allow_missing), options=options)
     except TypeError as error:
         raise ConfigError(f"backbone: {error}") from error
 

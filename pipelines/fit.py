@@ -24,6 +24,7 @@ from longseq.domains.tasks import Task
 from longseq.errors import ConfigError, LongseqError
 from longseq.model import SequenceModel, build_model
 from longseq.pipelines import console
+from longseq.pipelines.averaging import keep_better_weights
 from longseq.pipelines.callbacks import LAST, LengthWarmup, RunCheckpoints
 from longseq.pipelines.option_types import check_types
 from longseq.pipelines.results import environment, gather_predictions, write_metrics
@@ -108,6 +109,9 @@ def train_and_report(
         if trainer.is_global_zero:
             console.interrupted(folder, metrics)
         return {**metrics, "run_dir": str(folder), "exit_code": 130}
+    weights = keep_better_weights(trainer, *trained)
+    if weights is not None:
+        metrics["weights"] = weights
     best, metrics["validation"] = best_checkpoint(trainer)
     if probe is not None:
         best = probe.give_head(best)
@@ -131,11 +135,11 @@ def build(entry: Any, **options: Any) -> Any:
         raise
 
 
-def build_data(cfg: "DictConfig") -> DomainData:
-    """The domain's data module, with the user's files read."""
+def build_data(cfg: "DictConfig", stage: str = "fit") -> DomainData:
+    """The domain's data module, with the user's files read; for the stage `test`, train and val need not give a row."""
     check_config(cfg)
     data: DomainData = build(cfg.data, task=task_name(cfg), seed=cfg.seed)
-    data.setup("fit")
+    data.setup(stage)
     return data
 
 
@@ -166,8 +170,7 @@ def build_network(cfg: "DictConfig", data: DomainData, task: Task) -> SequenceMo
     # The length that a backbone is built for is the data's, unless the user says otherwise.
     if "max_length" in options and options["max_length"] is None:
         options["max_length"] = data.max_length
-    if options.get("scan_orders") and options.get("grid") is None:
-        options["grid"] = list(data.grid)
+    options |= grid_options(options, data)
     try:
         backbone = create_backbone(**options)
     except (TypeError, ValueError) as error:
@@ -184,6 +187,13 @@ def build_network(cfg: "DictConfig", data: DomainData, task: Task) -> SequenceMo
         return build_model(config, backbone)
     except ValueError as error:
         raise error if isinstance(error, LongseqError) else ConfigError(f"the model cannot be built: {error}") from error
+
+
+def grid_options(options: Mapping[str, Any], data: DomainData) -> dict[str, Any]:
+    """The grid that a backbone with scan orders reads, and the place of a class token beside its cells."""
+    if not options.get("scan_orders") or options.get("grid") is not None:
+        return {}
+    return {"grid": list(data.grid), "grid_token": data.grid_token}
 
 
 def check_causality(task: str, causal: bool, backbone: str) -> None:

@@ -22,7 +22,7 @@ from longseq.errors import ConfigError
 from longseq.pipelines.cli import nearest
 from longseq.pipelines.console import format_value
 from longseq.pipelines.fit import quiet_lightning
-from longseq.pipelines.prediction_files import PartialTable, table_format
+from longseq.pipelines.prediction_files import PartialTable, check_place, table_format
 from longseq.pipelines.trained import Trained
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     output = Path(cfg.output)
     # Before anything is read.
     table_format(output)
+    check_place(output)
+    check_options(cfg)
     trained = Trained(cfg)
     out = Console()
     predictions = make_predictions(trained, cfg, out)
@@ -60,6 +62,20 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     out.print(f"written  {output}  ({format_value(seconds)} s on {trained.device})", highlight=False)
     return {"output": str(output), "parts": len(predictions), "resumed": resumed, "seconds": seconds}
+
+
+def check_options(cfg: DictConfig) -> None:
+    """Raises ConfigError for an option of the verb's own that is of the wrong kind."""
+    for name in ("chunk", "window", "resolution", "part_rows", "part_tokens"):
+        value = cfg[name]
+        if value is None and name in ("window", "resolution"):
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{name} must be at least 1, and a whole number, found {value!r}")
+    if not isinstance(cfg.overlap, (int, float)) or not 0 <= cfg.overlap < 1:
+        raise ConfigError(f"overlap is a share of the window from 0 to below 1, found {cfg.overlap!r}")
+    if not isinstance(cfg.restart, bool):
+        raise ConfigError(f"restart must be true or false, found {cfg.restart!r}")
 
 
 def make_predictions(trained: Trained, cfg: DictConfig, out: Console) -> Predictions:

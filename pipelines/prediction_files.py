@@ -1,6 +1,7 @@
 """A table written part by part: what an interrupted command has written counts, and nothing is written twice."""
 
 import contextlib
+import csv
 import gzip
 import io
 import json
@@ -46,12 +47,18 @@ class PartialTable:
         found = self._read_progress()
         self.done, self.bytes = int(found.get("done", 0)), int(found.get("bytes", 0))
         self.columns: list[str] | None = found.get("columns")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
 
     def _read_progress(self) -> dict[str, Any]:
         if not self.progress.is_file():
             return {}
-        found = json.loads(self.progress.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(self.progress.read_text(encoding="utf-8"))
+            if not {"key", "n_parts", "done", "bytes"} <= found.keys() or not isinstance(found["key"], dict):
+                raise ValueError
+        except (ValueError, AttributeError):
+            raise ConfigError(f"{self.progress} is damaged: add restart=true to begin {self.path} anew") from None
         changed = [name for name in {**found["key"], **self.key} if found["key"].get(name) != self.key.get(name)]
         if changed or found["n_parts"] != self.n_parts:
             raise ConfigError(
@@ -66,15 +73,22 @@ class PartialTable:
         if self.in_place:
             yield self
             return
-        mode = "r+b" if self.partial.exists() else "w+b"
-        with self.partial.open(mode) as file:
+        with writing(self.path):
+            # Unbuffered: on a full disk, what is left in a buffer would fail once more when the file is closed.
+            opened = self.partial.open("r+b" if self.partial.exists() else "w+b", buffering=0)
+        with opened as file:
             lock(file, self.path)
             if file.seek(0, os.SEEK_END) < self.bytes:
                 raise ConfigError(f"{self.partial} is shorter than {self.progress} says: add restart=true to begin anew")
             file.truncate(self.bytes)
             file.seek(self.bytes)
             self._file = file
-            yield self
+            try:
+                yield self
+            finally:
+                if not self.done and self.n_parts:
+                    # Nothing in it counts.
+                    self.partial.unlink(missing_ok=True)
 
     @property
     def in_place(self) -> bool:
@@ -93,14 +107,15 @@ class PartialTable:
         if self.columns is not None and len(table) and columns != self.columns:
             raise ValueError(f"part {self.done} has the columns {columns}, those before have {self.columns}")
         first = self.columns is None
-        if first or len(table):
-            self._file.write(self._encoded(table, first))
-            self.columns = self.columns or columns
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.done, self.bytes = self.done + 1, self._file.tell()
-        state = {"key": self.key, "n_parts": self.n_parts, "done": self.done, "bytes": self.bytes, "columns": self.columns}
-        write_atomically(self.progress, json.dumps(state) + "\n")
+        data = self._encoded(table, first) if first or len(table) else b""
+        known = (self.columns or columns) if data or first else self.columns
+        done, size = self.done + 1, self.bytes + len(data)
+        state = {"key": self.key, "n_parts": self.n_parts, "done": done, "bytes": size, "columns": known}
+        with writing(self.path, "; what was finished counts: the same command goes on behind it"):
+            write_whole(self._file, data)
+            os.fsync(self._file.fileno())
+            write_atomically(self.progress, json.dumps(state) + "\n")
+        self.done, self.bytes, self.columns = done, size, known
 
     def _encoded(self, table: pd.DataFrame, first: bool) -> bytes:
         if self.format == ".parquet":
@@ -122,15 +137,16 @@ class PartialTable:
         if self.in_place:
             self._remove()
             return
-        if self.format == ".parquet":
-            joined = self.path.with_name(f".{self.path.name}.joined")
-            join_parquet(self.partial, joined)
-            joined.replace(self.path)
-        else:
-            mask = os.umask(0)
-            os.umask(mask)
-            self.partial.chmod(0o666 & ~mask)
-            self.partial.replace(self.path)
+        with writing(self.path, "; what was finished counts: the same command goes on behind it"):
+            if self.format == ".parquet":
+                joined = self.path.with_name(f".{self.path.name}.joined")
+                join_parquet(self.partial, joined)
+                joined.replace(self.path)
+            else:
+                mask = os.umask(0)
+                os.umask(mask)
+                self.partial.chmod(0o666 & ~mask)
+                self.partial.replace(self.path)
         self._remove()
 
     def _remove(self) -> None:
@@ -154,6 +170,38 @@ def table_format(path: Path) -> tuple[str, bool]:
     if suffix not in FORMATS or (gzipped and suffix == ".parquet"):
         raise ConfigError(f"output={path}: the name must end in {', '.join(FORMATS)}, or in one of the text formats and .gz")
     return suffix, gzipped
+
+
+def check_place(path: Path) -> None:
+    """Raises ConfigError if no file can be written at a path; nothing is made yet.
+
+    Called before a model is loaded, so that nobody waits for an answer that has no place.
+    """
+    if path.is_dir():
+        raise ConfigError(f"output={path}: there is a folder of that name; name a file")
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ConfigError(f"output={path}: {folder} is a file, so nothing can be written into it")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"output={path}: there is no permission to write into {folder}")
+
+
+@contextlib.contextmanager
+def writing(path: Path, hint: str = "") -> Iterator[None]:
+    """Turns what the system says against writing a file into a ConfigError that names the output."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"output={path} cannot be written: {error.strerror or error}{hint}") from error
+
+
+def write_whole(file: BinaryIO, data: bytes) -> None:
+    """Writes bytes to an unbuffered file, which may take them in pieces."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
 
 
 def lock(file: BinaryIO, path: Path) -> None:
@@ -221,7 +269,9 @@ def bed_text(table: pd.DataFrame, *, header: bool) -> str:
     columns = {**places, "name": names, "score": score}
     columns["strand"] = table["strand"].to_numpy() if "strand" in table else ["."] * len(table)
     frame = pd.DataFrame({**columns, **{f"{name}": table[name].to_numpy() for name in other if name not in columns}})
-    text = frame.to_csv(index=False, header=False, sep="\t", lineterminator="\n")
+    # Readers of BED know no quotes: a tab or the end of a line within a name would make another interval of it.
+    frame = frame.replace(r"[\t\r\n]+", " ", regex=True)
+    text = frame.to_csv(index=False, header=False, sep="\t", lineterminator="\n", quoting=csv.QUOTE_NONE)
     return "#" + "\t".join(map(str, frame.columns)) + "\n" + text if header else text
 
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONFIG, METRICS, PREDICTIONS, REPORT, MODEL = "config.yaml", "metrics.json", "predictions.csv", "report.html", "model"
+# What metrics.json says of the weights of a run with averaged ones: which validated better.
+AVERAGE, LAST_STEP = "moving average", "last step"
 # Where the run is, for the processes that a distributed launcher starts with the same command.
 ENVIRONMENT = "LONGSEQ_RUN_DIR"
 # A run and its resumption may differ in these.

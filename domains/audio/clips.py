@@ -119,7 +119,9 @@ def stretch(header: Header | DataError, where: str, start_s: float, duration_s: 
     if first + count > header.n_frames and (first + count - header.n_frames) / rate < 0.01:
         count = header.n_frames - first
     if first < 0 or count <= 0 or first + count > header.n_frames:
-        raise DataError(f"start {start_s:g} s and duration {duration_s:g} s do not lie within the file's {total:g} s")
+        begin = f"start {0.0 if np.isnan(start_s) else start_s:g} s"
+        stretched = f"{begin} does" if np.isnan(duration_s) else f"{begin} and duration {duration_s:g} s do"
+        raise DataError(f"{stretched} not lie within the file's {total:g} s")
     return rate, first, count
 
 
@@ -140,20 +142,21 @@ def at(where: str, error: DataError | None) -> str:
     return text if text.startswith(where) else f"{where}: {text}"
 
 
-def cut_windows(clips: Clips, clip_s: float, hop_s: float) -> Clips:
+def cut_windows(clips: Clips, clip_s: float, hop_s: float, *, apart: bool = False) -> Clips:
     """Long clips cut into windows, each a row of its own; the last one of a clip ends where the clip ends.
 
     Args:
         clips: of any lengths.
         clip_s: seconds of a window.
         hop_s: seconds from the beginning of one window to the next.
+        apart: the last window of a clip is what the others leave, however short; else it is moved back to its full length.
     """
     rows, first, count = [], [], []
     for row, (rate, start, n) in enumerate(zip(clips.rate_hz, clips.first, clips.count, strict=True)):
         size, hop = round(clip_s * rate), max(1, round(hop_s * rate))
         starts = list(range(0, max(1, n - size + 1), hop))
         if n > size and starts[-1] + size < n:
-            starts.append(n - size)
+            starts.append(starts[-1] + size if apart else n - size)
         rows += [row] * len(starts)
         first += [start + place for place in starts]
         count += [min(size, n - place) for place in starts]

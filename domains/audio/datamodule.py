@@ -7,14 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from longseq.backbone import Backbone
 from longseq.domains.audio import demo
 from longseq.domains.audio.baselines import score_baselines
 from longseq.domains.audio.clips import Clips, cut_windows, open_clips
-from longseq.domains.audio.labels import read_events
-from longseq.domains.audio.options import augmentation, check_task
+from longseq.domains.audio.labels import join_lists, read_events
+from longseq.domains.audio.options import augmentation, check_fit, check_task
 from longseq.domains.audio.recordings import FramePredictions, Recordings, SoundSequences
 from longseq.domains.audio.rows import ClipRows, HiddenClipRows, feature_statistics
 from longseq.domains.audio.sources import ReadOptions, Source, read_source
@@ -81,7 +82,7 @@ class AudioData(DomainData):
         sample_rate_hz: that everything is resampled to; None for the commonest of the data.
         clip_s: longest clip in seconds; None for the longest there is (language models: 1 s).
         on_long: `crop`, `window` (each window a row) or `error` for longer ones.
-        hop_s: seconds from one window to the next in train; None for clip_s. Val and test never overlap.
+        hop_s: seconds from one window to the next in train; None for clip_s, as in val and test.
         tokenizer: `waveform`, `mulaw`, `logmel` or `mfcc`.
         stem_strides: of the waveform's convolutions; empty for a linear map of single samples.
         stem_kernels: their kernels; None for twice the strides.
@@ -160,6 +161,17 @@ class AudioData(DomainData):
         for name, seconds in (("clip_s", clip_s), ("hop_s", hop_s), ("hide_s", hide_s)):
             if seconds is not None and seconds <= 0:
                 raise ConfigError(f"data.{name} must be above 0 seconds, found {seconds}")
+        check_fit(
+            task,
+            own_data=train is not None,
+            tokenizer=tokenizer,
+            clip_s=clip_s,
+            on_long=on_long,
+            hop_s=hop_s,
+            events=events,
+            vocabulary=vocabulary,
+            lowercase=lowercase,
+        )
         self.sources = {"train": train, "val": val, "test": test, "predict": predict}
         self.read_options = ReadOptions(path_column, start_column, duration_column, audio_dir, path_pattern)
         self.label_columns = [label_column] if isinstance(label_column, str) else list(label_column)
@@ -288,7 +300,9 @@ class AudioData(DomainData):
         return demo.make_demo(task, self.demo_rows, seed=self.seed)
 
     def _read(self) -> dict[str, Clips]:
-        parts = {name: self._open(name, source) for name, source in self.sources.items() if source is not None}
+        frames = {name: read_source(source, self.read_options) for name, source in self.sources.items() if source is not None}
+        self._add_events(frames)
+        parts = {name: self._open(name, frame) for name, frame in frames.items()}
         if "val" not in parts or "test" not in parts:
             everything = parts["train"]
             shares: dict[str, Any] = {
@@ -308,10 +322,21 @@ class AudioData(DomainData):
         self.counts |= speaker_leaks(parts, self.split_options["group_column"]) | recording_leaks(parts)
         return {name: parts[name] for name in ("train", "val", "test", "predict") if name in parts}
 
-    def _open(self, name: str, source: Source) -> Clips:
-        frame = read_source(source, self.read_options)
-        if self.events is not None and self.task_name == "frames" and name != "predict":
-            frame["events"] = read_events(self.events, frame)
+    def _add_events(self, frames: Mapping[str, pd.DataFrame]) -> None:
+        """A column of events, from one table for the recordings of all splits."""
+        if self.events is None or self.task_name != "frames":
+            return
+        found, skipped = read_events(self.events, [path for frame in frames.values() for path in frame["path"]], self.on_bad)
+        if skipped:
+            self.counts["skipped in data.events"] = f"{len(skipped)} rows; the first: {skipped[0]}"
+        for name, frame in frames.items():
+            if name != "predict":
+                frame["events"] = [found.get(path, []) for path in frame["path"]]
+
+    def _open(self, name: str, frame: pd.DataFrame) -> Clips:
+        if name != "predict" and self.task_name in ("classification", "multilabel", "regression", "ctc"):
+            columns = [self.text_column] if self.task_name == "ctc" else self.label_columns
+            frame = join_lists(frame, columns, self.task_name, self.tag_separator)
         checked = open_clips(frame, on_bad=self.on_bad, decode=self.decode, decode_limit_s=DECODE_LIMIT_S)
         if checked.skipped:
             self.counts[f"skipped in data.{name}"] = (
@@ -357,7 +382,9 @@ class AudioData(DomainData):
                 raise DataError(f"{clips.where(row)}: {clips.seconds[row]:.2f} s, more than data.clip_s={limit_s:g}; {hint}")
             if self.on_long == "window":
                 hop = self.hop_s if name in ("train", "predict") and self.hop_s is not None else limit_s
-                self.clips[name] = cut_windows(clips, limit_s, hop)
+                # No sample is told twice in a language model's bits per sample.
+                apart = self.task_name == "lm" and name in ("val", "test")
+                self.clips[name] = cut_windows(clips, limit_s, hop, apart=apart)
                 if self.task_name != "lm":
                     self.counts[f"cut into windows in {name}"] = f"{len(long)} of {len(clips)} clips"
             else:
@@ -384,7 +411,7 @@ class AudioData(DomainData):
                 "this model was pretrained on hidden sound and has nothing to predict: fine-tune it (longseq finetune "
                 "pretrained=...), or take its features (longseq embed)"
             )
-        self.clips = {"predict": self._open("predict", source)}
+        self.clips = {"predict": self._open("predict", read_source(source, self.read_options))}
         rate = self._sample_rate_hz or int(config["tokenizer"]["sample_rate_hz"])
         self.tokenizer = AudioTokenizer(self.tokenizer_name, rate, **self.tokenizer_options)
         others = int((self.clips["predict"].rate_hz != rate).sum())
@@ -404,12 +431,19 @@ class AudioData(DomainData):
         if self.task_name not in WHOLE:
             return None
         recordings = Recordings(self.clips["predict"], self.tokenizer)
-        chosen, window = LikelihoodOptions(**options), round((self.clip_s or HEARD_S) * self.sample_rate_hz)
+        chosen = LikelihoodOptions(**options)
+        window = self.long_window(self.task_name, {"clip_s": self.clip_s}, self.sample_rate_hz)
+        assert window is not None
         if self.task_name != "lm":
             return FramePredictions(module, self, recordings, chosen, window)
-        trained = round((self.clip_s or WINDOW_S) * self.sample_rate_hz)
         sounds = SoundSequences(recordings, self)
-        return LikelihoodPredictions(module, sounds, chosen, batch_size=self.batch_size, trained_window=trained)
+        return LikelihoodPredictions(module, sounds, chosen, batch_size=self.batch_size, trained_window=window)
+
+    @staticmethod
+    def long_window(task: str, options: Mapping[str, Any], sample_rate_hz: int | None = None) -> int | None:
+        if task not in WHOLE or sample_rate_hz is None:
+            return None
+        return round((options.get("clip_s") or (WINDOW_S if task == "lm" else HEARD_S)) * sample_rate_hz)
 
     # -- what the model and the report need
 

@@ -15,6 +15,8 @@ import torch
 from longseq.errors import DataError
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".au", ".w64", ".caf")
+# Floating-point files may go a little beyond 1; 16-bit numbers go far.
+LOUDEST = 64.0
 # Headers and samples are read by C code that leaves Python's lock alone.
 THREADS = 8
 
@@ -133,6 +135,11 @@ def check_samples(path: Path, start: int, count: int, *, silence: float = 1e-5) 
             low, high = min(low, float(samples.min())), max(high, float(samples.max()))
     except DataError as error:
         return error
+    if max(high, -low) > LOUDEST:
+        return DataError(
+            f"{path}: samples reach {max(high, -low):.6g}, where -1 to 1 was expected: whole numbers in a file of floating-"
+            "point samples; divide them by 32768 (16 bits)"
+        )
     if high - low < silence:
         return DataError(f"{path}: silent from sample {start} to {start + count} (all samples within {silence:g} of {low:.3g})")
     return None
@@ -177,5 +184,6 @@ def reason(error: Exception) -> str:
 
 
 def find_sound(folder: Path) -> list[Path]:
-    """All sound files below a folder, in order of their paths."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    """All sound files below a folder, in order of their paths; without the `._` files that a Mac lays beside them."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("._"))
+    return sorted(path for path in found if path.is_file())

@@ -10,6 +10,7 @@ import pandas as pd
 
 from longseq.domains.audio.clips import Clips
 from longseq.domains.audio.sources import find_column
+from longseq.domains.text_tables import decode, read_bytes
 from longseq.errors import ConfigError, DataError
 
 BLANK = "<blank>"
@@ -77,6 +78,31 @@ def tag_names(clips: Clips, column: str, separator: str) -> list[str]:
     if not names:
         raise DataError(f"no training clip has any tag in {column!r}")
     return sorted(names)
+
+
+def join_lists(frame: pd.DataFrame, columns: Sequence[str], task: str, separator: str) -> pd.DataFrame:
+    """Cells that hold a list of tags, as jsonl and parquet may, as text with the separator between them.
+
+    Raises:
+        DataError: for a list where a task takes one answer.
+    """
+    for column in columns:
+        if column not in frame:
+            continue
+        lists = np.array([isinstance(cell, (list, tuple, np.ndarray)) for cell in frame[column]], dtype=bool)
+        if not lists.any():
+            continue
+        row = int(np.argmax(lists))
+        if task != "multilabel":
+            raise DataError(
+                f"{frame['where'].iloc[row]}: a list in {column!r}, {list(frame[column].iloc[row])}; task=multilabel takes "
+                f"several labels of a clip, task={task} takes one"
+            )
+        joined = [
+            separator.join(map(str, cell)) if is_list else cell for cell, is_list in zip(frame[column], lists, strict=True)
+        ]
+        frame = frame.assign(**{column: joined})
+    return frame
 
 
 def encode_tags(clips: Clips, column: str, names: Sequence[str], separator: str) -> np.ndarray:
@@ -152,7 +178,7 @@ def read_vocabulary(given: str | Sequence[str] | None, texts: Sequence[str]) -> 
     path = Path(given).expanduser()
     if not path.is_file():
         raise DataError(f"data.vocabulary: there is no file {path}; give a file with one symbol per line, or a list of symbols")
-    return Vocabulary([line for line in path.read_text(encoding="utf-8").split("\n") if line])
+    return Vocabulary([line for line in decode(read_bytes(path)).splitlines() if line])
 
 
 def normalise(text: str, *, lowercase: bool) -> str:
@@ -164,15 +190,23 @@ def normalise(text: str, *, lowercase: bool) -> str:
 # -- events in time
 
 
-def read_events(path: str | Path, frame: pd.DataFrame) -> list[list[tuple[float, float, str]]]:
-    """Onset, offset and label of the events of every file, from a table of events.
+Events = dict[Path, list[tuple[float, float, str]]]
+
+
+def read_events(path: str | Path, recordings: Sequence[Path], on_bad: str = "error") -> tuple[Events, list[str]]:
+    """Onset, offset and label of the events of every recording, from a table of events.
 
     Args:
         path: csv, tsv, parquet or jsonl with `filename` (or path), `onset`, `offset` and `event_label` (or label), seconds.
-        frame: the clips' table; its `id` or file name is what events refer to.
+            A row with a file name alone says that nothing happens in that file.
+        recordings: of all splits; an event's file name is the end of the path of one of them.
+        on_bad: `error` refuses bad rows, `skip` leaves them out.
+
+    Returns:
+        Sorted events of each recording that has any, and what is wrong with the rows that were left out.
 
     Raises:
-        DataError: a column is missing, or an event refers to no file or ends before it begins.
+        DataError: a column is missing, or an event refers to no recording or to several, or ends before it begins.
     """
     from longseq.domains.audio.sources import PATH_NAMES, read_table
 
@@ -186,19 +220,50 @@ def read_events(path: str | Path, frame: pd.DataFrame) -> list[list[tuple[float,
     ]
     if "" in names:
         raise DataError(f"{path}: expected the columns filename, onset, offset and event_label; found {list(table.columns)}")
-    found: dict[str, list[tuple[float, float, str]]] = {}
-    files = {name for id_, file in zip(frame["id"], frame["path"], strict=True) for name in (str(id_), file.name)}
-    for where, (file, onset, offset, label) in zip(places, table[names].itertuples(index=False), strict=True):
+    by_name: dict[str, list[Path]] = {}
+    for recording in dict.fromkeys(recordings):
+        by_name.setdefault(recording.name, []).append(recording)
+    found: Events = {}
+    skipped: list[str] = []
+    cells = table[names].where(table[names].notna(), "")
+    for where, row in zip(places, cells.itertuples(index=False), strict=True):
         try:
-            start, end = float(onset), float(offset)
-        except ValueError:
-            raise DataError(f"{where}: onset {onset!r} and offset {offset!r} must be seconds") from None
-        if str(file) not in files:
-            raise DataError(f"{where}: {file!r} is none of the recordings, such as {frame['id'].iloc[0]}")
-        if not 0 <= start < end:
-            raise DataError(f"{where}: the event ends at {end:g} s, before it begins at {start:g} s")
-        found.setdefault(str(file), []).append((start, end, str(label)))
-    return [sorted(found.get(str(id_), found.get(file.name, []))) for id_, file in zip(frame["id"], frame["path"], strict=True)]
+            recording = recording_of(str(row[0]), by_name, where)
+            if any(str(cell).strip() for cell in row[1:]):
+                found.setdefault(recording, []).append(event(row[1], row[2], row[3], where))
+        except DataError as error:
+            if on_bad == "error":
+                raise
+            skipped.append(str(error))
+    return {recording: sorted(events) for recording, events in found.items()}, skipped
+
+
+def recording_of(name: str, by_name: dict[str, list[Path]], where: str) -> Path:
+    """The recording whose path ends with a name."""
+    parts = Path(name).parts
+    known = by_name.get(parts[-1] if parts else "", [])
+    fitting = [path for path in known if path.parts[-len(parts) :] == parts]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise DataError(
+            f"{where}: {name!r} names {len(fitting)} recordings, {fitting[0]} and {fitting[1]}; write the folder in front of it"
+        )
+    example = next(iter(by_name.values()))[0]
+    raise DataError(f"{where}: {name!r} is none of the recordings, such as {known[0] if known else example}")
+
+
+def event(onset: object, offset: object, label: object, where: str) -> tuple[float, float, str]:
+    """A row's numbers and label."""
+    try:
+        start, end = float(str(onset)), float(str(offset))
+    except ValueError:
+        raise DataError(f"{where}: onset {onset!r} and offset {offset!r} must be seconds") from None
+    if not 0 <= start < end:
+        raise DataError(f"{where}: the event ends at {end:g} s, before it begins at {start:g} s")
+    if not str(label).strip():
+        raise DataError(f"{where}: the event has no label")
+    return start, end, str(label).strip()
 
 
 def frame_labels(

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longseq.backbone import Mixer, Stack
+from longseq.domains.audio.heard_frames import HeardFrames
 from longseq.domains.audio.sounds import save_generated, save_worst
-from longseq.domains.audio.tasks import MaskedSound
+from longseq.domains.audio.tasks import FrameLabels, MaskedSound
 from longseq.domains.audio.tokenizer import SILENCE
 from longseq.domains.base import DomainData, DomainModule
 from longseq.domains.tasks import Batch
@@ -38,6 +39,7 @@ class AudioModule(DomainModule):
         self.save_clips, self.generate_clips = save_clips, generate_clips
         self.generate_s, self.temperature = generate_s, temperature
         self._seconds = self._sound_s = 0.0
+        self._heard: HeardFrames | None = None
 
     @property
     def trained_rate_hz(self) -> int:
@@ -73,6 +75,12 @@ class AudioModule(DomainModule):
     def _evaluate(self, split: str, batch: Batch) -> None:
         super()._evaluate(split, self._hide(batch))
 
+    def evaluate_batch(self, batch: Batch) -> Tensor:
+        outputs = super().evaluate_batch(batch)
+        if self._heard is not None:
+            self._heard.add(outputs, batch["labels"], batch["index"])
+        return outputs
+
     def _hide(self, batch: Batch) -> Batch:
         """The batch with what is hidden as targets, for pretraining on sound; others as they are."""
         return hide_sound(self.model, batch, self.task.ahead) if isinstance(self.task, MaskedSound) else batch
@@ -82,6 +90,7 @@ class AudioModule(DomainModule):
     def on_test_epoch_start(self) -> None:
         super().on_test_epoch_start()
         self._seconds = self._sound_s = 0.0
+        self._heard = HeardFrames(self.task.labels, self.save_clips) if isinstance(self.task, FrameLabels) else None
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         started = self._now()
@@ -96,11 +105,15 @@ class AudioModule(DomainModule):
 
     def on_test_epoch_end(self) -> None:
         super().on_test_epoch_end()
+        if self._heard is not None:
+            counts = torch.from_numpy(self._heard.counts).to(self.device)
+            self._heard.counts = self.trainer.strategy.reduce(counts, reduce_op="sum").cpu().numpy()  # type: ignore[union-attr]
         # Seconds of computing for a second of sound.
         self.log("test/real_time_factor", self._seconds / max(self._sound_s, 1e-9), sync_dist=True)
 
     def on_test_end(self) -> None:
         """Saves sounds into the run folder, once, in the main process."""
+        heard, self._heard = self._heard, None
         folder = Path(self.trainer.default_root_dir)
         if not self.trainer.is_global_zero or not (folder / "config.yaml").is_file():
             return
@@ -110,6 +123,8 @@ class AudioModule(DomainModule):
             save_generated(
                 folder, self.model, self.generate_clips, n_samples, self.trained_rate_hz, temperature=self.temperature
             )
+        elif heard is not None and data is not None:
+            heard.save(folder, data)
         elif self.save_clips > 0 and data is not None and self.test_predictions:
             save_worst(folder, data, self.test_predictions, self.task.name, self.save_clips)
 

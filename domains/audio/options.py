@@ -16,6 +16,43 @@ def check_task(task: str) -> None:
         raise ConfigError(f"domain=audio has no task={task}; it has {', '.join(TASKS)}")
 
 
+def check_fit(
+    task: str,
+    *,
+    own_data: bool,
+    tokenizer: str,
+    clip_s: float | None,
+    on_long: str,
+    hop_s: float | None,
+    events: str | None,
+    vocabulary: object,
+    lowercase: bool,
+) -> None:
+    """Raises ConfigError for an option that would have no effect beside the others.
+
+    Args:
+        task: the task's name.
+        own_data: the user's files, not the demo's, whose own options may stand beside any task.
+        tokenizer: and all others: the options of the same names.
+    """
+    if task == "lm" and own_data and tokenizer in ("logmel", "mfcc"):
+        raise ConfigError(
+            f"data.tokenizer={tokenizer}: task=lm tells mu-law levels, one after the other; leave it out, or choose "
+            "task=masked_sound, which tells spectra"
+        )
+    if on_long == "window" and clip_s is None and task != "lm":
+        raise ConfigError("data.on_long=window needs data.clip_s, the seconds of a window")
+    if hop_s is not None and on_long != "window" and task != "lm":
+        raise ConfigError("data.hop_s is the step between windows: it needs data.on_long=window and data.clip_s")
+    for name, value, wanted in (
+        ("events", events, "frames"),
+        ("vocabulary", vocabulary, "ctc"),
+        ("lowercase", lowercase, "ctc"),
+    ):
+        if value and task != wanted:
+            raise ConfigError(f"data.{name} is for task={wanted}; task={task} does not read it")
+
+
 def augmentation(options: Mapping[str, Any], task: str, tokenizer: str) -> Augmentation:
     """What is done to training clips.
 

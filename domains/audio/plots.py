@@ -12,6 +12,7 @@ import soundfile as sf
 import torch
 from matplotlib.figure import Figure
 
+from longseq.domains.audio.heard_frames import FRAMES
 from longseq.domains.audio.sounds import GENERATED, INDEX, WORST
 from longseq.domains.classification_plots import class_scores
 from longseq.domains.plots import MUTED, SERIES, STYLE, comparison, new_figure, styled, thin, to_svg
@@ -24,7 +25,8 @@ MOST_TEXTS = 15
 
 def figures(run: RunFiles) -> list[Section]:
     """The sections that an audio run has by its task, its predictions and the sounds it has left."""
-    return [*bits_per_sample(run), *det_curve(run), *transcripts(run), *worst_clips(run), *generated_clips(run)]
+    drawn = (bits_per_sample, det_curve, transcripts, frame_confusions, worst_clips, generated_clips)
+    return [section for draw in drawn for section in draw(run)]
 
 
 def bits_per_sample(run: RunFiles) -> list[Section]:
@@ -140,6 +142,24 @@ def edit_kinds(said: Sequence[str], true: Sequence[str]) -> tuple[int, int, int]
         else:
             found[2], i = found[2] + 1, i - 1
     return found[0], found[1], found[2]
+
+
+# -- frames
+
+
+def frame_confusions(run: RunFiles) -> list[Section]:
+    """What was heard at the frames of each label."""
+    path = run.folder / FRAMES
+    if not path.is_file():
+        return []
+    found = json.loads(path.read_text(encoding="utf-8"))
+    counts = np.array(found["counts"])
+    shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    rows = [[name, *(f"{share:.1%}" for share in shares[i]), int(counts[i].sum())] for i, name in enumerate(found["labels"])]
+    html = table(["true \u2193 heard \u2192", *found["labels"], "frames"], rows, label="confusion matrix of frames")
+    right = f"{int(np.trace(counts)):,} of {int(counts.sum()):,} frames of the test clips are right."
+    caption = f"{right} Shares are of all frames with the same true label."
+    return [Section("Confusion of frames", html=html, caption=caption, wide=len(rows) > 4)]
 
 
 # -- sounds

@@ -43,7 +43,8 @@ class Requests(BaseRequests):
         rate = body.get("sample_rate_hz")
         if rate is None:
             raise DataError(f"sample_rate_hz is missing; the model hears {self.rate} Hz, and other rates are resampled to that")
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or rate != int(rate):
+        # `rate % 1` is NaN for what is no number, and for infinity.
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or rate % 1 != 0:
             raise DataError(f"sample_rate_hz must be a whole number, found {rate!r:.40}")
         samples = self.samples(body["samples"])
         self.check_sound(len(samples), int(rate))
@@ -77,7 +78,9 @@ class Requests(BaseRequests):
             )
         self.check_sound(header.n_frames, header.sample_rate_hz)
 
-    def chunk(self, message: Mapping[str, Any] | bytes) -> np.ndarray:
+    def chunk(self, message: Mapping[str, Any] | bytes | str) -> np.ndarray:
+        if isinstance(message, str):
+            raise DataError('a message must be float32 samples as bytes, or JSON such as {"samples": [0.1, 0.2]}; found text')
         if isinstance(message, bytes):
             if len(message) % 4:
                 raise DataError(f"{len(message)} bytes are no float32 samples of 4 bytes each (little-endian, mono)")

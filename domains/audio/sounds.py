@@ -70,16 +70,22 @@ def save_worst(folder: Path, data: AudioData, batches: Sequence[dict[str, np.nda
     entries = []
     for rank, i in enumerate(order, start=1):
         row = int(columns["index"][i])
-        samples = data.rows("test").read(row).samples[: round(MOST_SECONDS * data.sample_rate_hz)]
-        rate = min(data.sample_rate_hz, MOST_HZ)
-        name = f"clip_{rank}.wav"
-        peak = max(float(np.abs(samples).max(initial=0.0)), 1e-6)
-        write_wav(folder / WORST / name, resample(samples, data.sample_rate_hz, rate) * min(1.0, 0.9 / peak), rate)
+        name = save_clip(folder, data, row, rank)
         entries.append(
             {"file": name, "id": str(data.clips["test"].frame["id"].iloc[row]), "error": float(errors[i]), **words(i)}
         )
     if entries:
         (folder / WORST / INDEX).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+
+
+def save_clip(folder: Path, data: AudioData, row: int, rank: int) -> str:
+    """Writes the beginning of a test clip to worst_clips/, and returns the file's name."""
+    samples = data.rows("test").read(row).samples[: round(MOST_SECONDS * data.sample_rate_hz)]
+    rate = min(data.sample_rate_hz, MOST_HZ)
+    name = f"clip_{rank}.wav"
+    peak = max(float(np.abs(samples).max(initial=0.0)), 1e-6)
+    write_wav(folder / WORST / name, resample(samples, data.sample_rate_hz, rate) * min(1.0, 0.9 / peak), rate)
+    return name
 
 
 def score_rows(columns: dict[str, np.ndarray], task: str) -> tuple[np.ndarray, Any]:

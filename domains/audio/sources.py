@@ -147,7 +147,14 @@ def read_manifest(path: Path, options: ReadOptions) -> pd.DataFrame:
     if len(empty):
         raise DataError(f"{where[empty[0]]}: no path in column {column!r}")
     own = pd.DataFrame({"path": [folder / name for name in names], "where": where, "id": names})
-    for name, source in (("start_s", options.start_column), ("duration_s", options.duration_column)):
+    usual = ReadOptions()
+    for name, source, default in (
+        ("start_s", options.start_column, usual.start_column),
+        ("duration_s", options.duration_column, usual.duration_column),
+    ):
+        # A column that was asked for by name must be there; without it whole files would be read.
+        if source != default:
+            find_column(frame, source, str(path), f"data.{name.removesuffix('_s')}_column")
         own[name] = seconds(pd.Series(frame[source]), where) if source in frame else np.nan
     rest = frame.drop(columns=[name for name in (column, *own.columns) if name in frame])
     return pd.concat([own, rest.reset_index(drop=True)], axis=1)

@@ -105,9 +105,13 @@ def by_group(
     seed: int,
 ) -> tuple[Parts, str]:
     """Whole groups for each part: the named ones, else random ones until a part has its share of the rows."""
-    groups = (
-        clips.frame[find_column(clips.frame, column, clips.where(0), "data.group_column")].astype(str).to_numpy(dtype=object)
-    )
+    groups = names_in(clips, find_column(clips.frame, column, clips.where(0), "data.group_column"))
+    empty = np.flatnonzero(groups == "")
+    if len(empty):
+        raise DataError(
+            f"{clips.where(int(empty[0]))}: no {column}, by which data.group_column splits; {len(empty)} of {len(clips)} rows "
+            "lack one"
+        )
     known = sorted(set(groups))
     held = {**dict.fromkeys(map(str, val_groups), "val"), **dict.fromkeys(map(str, test_groups), "test")}
     for name in held:
@@ -127,6 +131,12 @@ def by_group(
     parts = {name: np.flatnonzero(part == name) for name in ("train", "val", "test")}
     named = "; ".join(f"{p} {', '.join(sorted(n for n, v in held.items() if v == p))}" for p in ("val", "test"))
     return parts, f"by {column}: {named}"
+
+
+def names_in(clips: Clips, column: str) -> np.ndarray:
+    """A column of names as text, empty where there is none, (N,)."""
+    values = clips.frame[column]
+    return values.where(values.notna(), "").astype(str).str.strip().to_numpy(dtype=object)
 
 
 def fill_up(
@@ -158,10 +168,11 @@ def speaker_leaks(parts: dict[str, Clips], column: str | None) -> dict[str, str]
     name = column or next((c for c in SPEAKERS if c in frame), None)
     if name is None or name not in frame:
         return {}
-    trained = set(frame[name].astype(str))
+    # Clips that name nobody say nothing about who is heard.
+    trained = set(names_in(parts["train"], name)) - {""}
     found = {}
     for part in ("val", "test"):
-        speakers = parts[part].frame[name].astype(str) if name in parts[part].frame else pd.Series(dtype=str)
+        speakers = pd.Series(names_in(parts[part], name) if name in parts[part].frame else [], dtype=object)
         shared = sorted(set(speakers) & trained)
         if shared:
             rows = int(np.sum(speakers.isin(shared)))

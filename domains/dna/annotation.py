@@ -91,8 +91,10 @@ def _read_bed(path: Path, column: str | int) -> Features:
     return Features(frame["chrom"].to_numpy(dtype=object), spans[0], spans[1], strands, labels)
 
 
-def _spans(starts: Any, ends: Any, path: Path, lines: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    first, last = as_numbers(starts), as_numbers(ends)
+def _spans(
+    starts: Any, ends: Any, path: Path, lines: NDArray[np.int64], origin: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    first, last = as_numbers(starts) - origin, as_numbers(ends)
     bad = ~(np.isfinite(first) & np.isfinite(last)) | (first < 0) | (last <= first)
     if bad.any():
         row = int(np.argmax(bad))
@@ -118,7 +120,7 @@ def _read_gff(path: Path, *, exons: bool) -> Features:
         raise DataError(f"{path}: the file holds no feature")
     frame = pd.DataFrame(rows, dtype=object)
     # GFF counts from 1 and includes the end.
-    starts, ends = _spans(pd.Series(as_numbers(frame[3]) - 1), frame[4], path, np.array(lines))
+    starts, ends = _spans(frame[3], frame[4], path, np.array(lines), origin=1)
     strands = np.where(np.isin(frame[6].to_numpy(dtype=str), ["+", "-"]), frame[6], ".").astype(object)
     found = Features(frame[0].to_numpy(dtype=object), starts, ends, strands, frame[2].to_numpy(dtype=object))
     return _splice_sites(found, frame[8].tolist(), path, lines) if exons else found
@@ -176,6 +178,10 @@ class Annotation:
     def chroms(self) -> Sequence[str]:
         """The chromosomes with a feature."""
         return tuple(self._parts)
+
+    def last_start(self, chrom: str) -> int:
+        """First base of the chromosome's last feature, from 0."""
+        return int(self._parts[chrom][0][-1])
 
     def codes(self, chrom: str, start: int, end: int, strand: str = ".") -> NDArray[np.int64]:
         """Label numbers of an interval, from left to right whatever the strand, (end - start,)."""

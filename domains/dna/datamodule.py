@@ -13,6 +13,7 @@ from longseq.backbone import Backbone
 from longseq.domains.base import DomainData, DomainModule, Row
 from longseq.domains.dna import baselines, demo, demo_tasks, positions
 from longseq.domains.dna.bad_rows import BadRows
+from longseq.domains.dna.genome import IntervalSequences
 from longseq.domains.dna.labels import (
     class_names,
     drop_unknown_classes,
@@ -32,7 +33,7 @@ from longseq.domains.dna.record_windows import RecordWindows
 from longseq.domains.dna.rows import RowIds, SequenceRows, WindowRows
 from longseq.domains.dna.sequences import SequenceTable
 from longseq.domains.dna.sources import Source, read_sequences
-from longseq.domains.dna.splits import drop_leaks, find_leaks, make_split, split_regions
+from longseq.domains.dna.splits import drop_leaks, find_leaks, make_split, region_rule, split_regions
 from longseq.domains.dna.statistics import describe
 from longseq.domains.dna.targets import TargetRows
 from longseq.domains.dna.tasks import WindowVote
@@ -148,6 +149,10 @@ class DNAData(DomainData):
         super().__init__(task=task, batch_size=batch_size, max_tokens=max_tokens, num_workers=num_workers, seed=seed)
         if on_long not in ("crop", "error", "window"):
             raise ConfigError(f"data.on_long must be crop, error or, where predicting, window; found {on_long!r}")
+        check_options(task, invalid, annotation, features, tracks, other_strand)
+        check_numbers(
+            window=window, stride=stride, length=length, max_length=max_length, bin_size=bin_size, mask_fraction=mask_fraction
+        )
         self.sources = {"train": train, "val": val, "test": test, "predict": predict}
         self.read_options = {
             "sequence_column": sequence_column,
@@ -201,6 +206,8 @@ class DNAData(DomainData):
     def _setup_tables(self) -> None:
         if self.on_long == "window" and self.record_window is None:
             raise ConfigError("data.on_long=window is for longseq predict; training rows are cropped or refused")
+        if self.stride is not None and self.record_window is None:
+            raise ConfigError(f"data.stride={self.stride} is from one window to the next: give data.window as well")
         self.tables = self._read_tables()
         self._check_leaks()
         if self._max_length is None:
@@ -259,6 +266,11 @@ class DNAData(DomainData):
         bad = BadRows(self.on_bad)
         beside = self.position_options.tracks is not None or self.position_options.annotation is not None
         table = read_sequences(source, **self.read_options, labels="none" if beside else "required", bad=bad)
+        if self.read_options["length"] is not None and not isinstance(table.sequences, IntervalSequences):
+            raise ConfigError(
+                f"data.length={self.read_options['length']} resizes intervals of a genome, and {', '.join(table.files[:3])} "
+                "holds sequences: crop those with data.max_length"
+            )
         if bad.skip:
             table = drop_unusable(table, self.task_name, bad)
         if bad.count:
@@ -321,6 +333,13 @@ class DNAData(DomainData):
 
     def _setup_positions(self) -> None:
         options = self.position_options
+        if self.sources["train"] is not None and self.task_name == "profile" and options.tracks is None:
+            raise ConfigError("task=profile needs data.tracks: bedGraph or bigWig files")
+        if self.task_name == "base_labels" and options.annotation is None and positions.is_genome(self.sources["train"]):
+            raise ConfigError(
+                "task=base_labels of a genome needs data.annotation: a BED, bedGraph, GFF3 or GTF file; or give a table with a "
+                "letter for each base in data.label_column"
+            )
         if self.sources["train"] is None:
             self.counts["synthetic"] = demo_tasks.ABOUT[self.task_name]
             found = demo_splits(self.task_name, self.demo_rows, options.bin_size, augment=self.rc_augment, seed=self.seed)
@@ -351,6 +370,7 @@ class DNAData(DomainData):
             raise ConfigError(
                 "with a genome as data.train, val and test are parts of it: give data.val_chroms and data.test_chroms"
             )
+        self.counts["split"] = region_rule(self.split_options["val_chroms"], self.split_options["test_chroms"])
         return positions.genome_windows(
             str(train),
             window=self.record_window or PROFILE_WINDOW,
@@ -368,15 +388,24 @@ class DNAData(DomainData):
         else:
             store = build_token_cache(fasta_files(self.sources["train"]), self.cache_dir, invalid=self.invalid)
             names = store.names
-        fractions: dict[str, Any] = {f"{name}_fraction": share for name, share in self.fractions.items()}
-        chroms = {key: self.split_options[key] for key in ("val_chroms", "test_chroms")}
-        regions = split_regions(store, names, **chroms, **fractions)
+        # A part that has files of its own is read whole, and takes nothing from train.
+        own = {name for name in ("val", "test") if self.sources[name] is not None}
+        fractions: dict[str, Any] = {f"{name}_fraction": 0.0 if name in own else s for name, s in self.fractions.items()}
+        chroms = {f"{name}_chroms": () if name in own else self.split_options[f"{name}_chroms"] for name in ("val", "test")}
+        if self.sources["train"] is not None:
+            self.counts["split"] = region_rule(**chroms, files=own)
+        stores: dict[str, Any] = dict.fromkeys(("train", "val", "test"), store)
+        regions: dict[str, Any] = dict(split_regions(store, names, **chroms, **fractions))
+        for name, files in self.sources.items():
+            if name in own and files is not None:
+                stores[name] = build_token_cache(fasta_files(files), self.cache_dir, invalid=self.invalid)
+                regions[name] = None
         for name in ("train", "val", "test"):
             # A causal model predicts from the second base on: one more base, shared with the next window.
             extra = 1 if self.task_name == "lm" else 0
             stride = self.stride if name == "train" and self.stride else self.window
             windows = GenomeWindows(
-                store, self.window + extra, stride=stride, regions=regions[name], min_length=min(self.window, 2 + extra)
+                stores[name], self.window + extra, stride=stride, regions=regions[name], min_length=min(self.window, 2 + extra)
             )
             self.splits[name] = WindowRows(
                 windows,
@@ -392,10 +421,12 @@ class DNAData(DomainData):
             raise ConfigError(f"self_pretrain: task={self.task_name} needs no labels as it is; train it for more epochs")
         other = copy.copy(self)
         other.task_name = "lm" if causal else "mlm"
+        # Filters of a fixed length must be the task's own.
+        other.window = self.max_length
         other.splits = {}
         for name in ("train", "val"):
             rows = copy.copy(self.splits[name])
-            assert isinstance(rows, SequenceRows)
+            assert isinstance(rows, (SequenceRows, TargetRows))
             # The language model's rows turn sequences round themselves.
             rows.augment = False
             other.splits[name] = WindowRows(
@@ -412,7 +443,10 @@ class DNAData(DomainData):
         source = self.sources["predict"]
         if source is None:
             raise ConfigError("data.predict must name the sequences to predict: a file, a folder, a list or a pattern")
-        table = self.tables["predict"] = read_unlabelled(source, self.read_options)
+        bad = BadRows(self.on_bad)
+        table = self.tables["predict"] = read_unlabelled(source, self.read_options, bad)
+        if bad.count:
+            self.counts["skipped in predict"] = bad.message()
         self.labels = tuple(config.get("labels", ()))
         limits = [limit for limit in (self._max_length, config["backbone"].get("max_length")) if limit is not None]
         self._max_length = min(limits) if limits else None
@@ -426,7 +460,9 @@ class DNAData(DomainData):
     def long_predictions(self, module: DomainModule, options: Mapping[str, Any]) -> Predictions | None:
         table, chosen = self.tables["predict"], LikelihoodOptions(**options)
         if self.task_name in POSITION_TASKS:
-            window = self.record_window or self._max_length or PROFILE_WINDOW
+            given = {"window": self.record_window, "max_length": self._max_length}
+            window = self.long_window(self.task_name, given)
+            assert window is not None
             return PositionPredictions(module, table, chosen, window=window, batch_size=self.batch_size)
         if self.task_name not in LANGUAGE_TASKS:
             return None
@@ -437,6 +473,13 @@ class DNAData(DomainData):
             batch_size=self.batch_size,
             trained_window=self.window,
         )
+
+    @staticmethod
+    def long_window(task: str, options: Mapping[str, Any], sample_rate_hz: int | None = None) -> int | None:
+        del sample_rate_hz
+        if task in POSITION_TASKS:
+            return options.get("window") or options.get("max_length") or PROFILE_WINDOW
+        return (options.get("window") or LANGUAGE_WINDOW) if task in LANGUAGE_TASKS else None
 
     # -- what the model and the report need
 
@@ -581,6 +624,27 @@ class DNAData(DomainData):
             if column in table.frame:
                 names[column] = table.frame[column].iloc[index].tolist()
         return {**names, "length": table.sequences.lengths[index].tolist()}
+
+
+def check_options(task: str, invalid: str, annotation: Any, features: Any, tracks: Any, other_strand: Any) -> None:
+    """Raises ConfigError for an option that has no such value, or that this task would pass over in silence."""
+    if invalid not in ("error", "N"):
+        raise ConfigError(f"data.invalid must be error or N, found {invalid!r}")
+    if annotation is not None and task not in POSITION_TASKS:
+        raise ConfigError(f"data.annotation is for task=base_labels, not for task={task}")
+    if features is not None and annotation is None:
+        raise ConfigError(f"data.features={features} chooses from an annotation: give data.annotation as well")
+    if other_strand is not None and tracks is None:
+        raise ConfigError("data.other_strand is about tracks: give data.tracks as well")
+
+
+def check_numbers(*, mask_fraction: float, **sizes: int | None) -> None:
+    """Raises ConfigError for sizes below 1 and a share that is none."""
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise ConfigError(f"data.{name} must be 1 or more, found {size}")
+    if not 0 < mask_fraction < 1:
+        raise ConfigError(f"data.mask_fraction must lie between 0 and 1, found {mask_fraction}")
 
 
 def fasta_files(source: Source) -> str | list[str]:

@@ -106,6 +106,10 @@ class DemoTrack:
         """The chromosomes."""
         return tuple(self.values)
 
+    def end(self, chrom: str) -> int:
+        """Bases of a chromosome."""
+        return len(self.values[chrom])
+
     def bins(self, chrom: str, start: int, n_bins: int, bin_size: int) -> NDArray[np.float32]:
         """Means over bins."""
         part = self.values[chrom][start : start + n_bins * bin_size]

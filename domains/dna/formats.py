@@ -31,6 +31,7 @@ BED_SUFFIXES = (".bed", ".narrowpeak", ".broadpeak")
 LINE_SUFFIXES = (".txt",)
 RECORD_SUFFIXES = (*FASTA_SUFFIXES, *FASTQ_SUFFIXES, *GENBANK_SUFFIXES, *LINE_SUFFIXES)
 COMPRESSION_SUFFIXES = (".gz", ".bgz", ".bgzf")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _WHITESPACE = b" \t\r\n\v\f"
 
 ByteReader: TypeAlias = io.BufferedReader | gzip.GzipFile
@@ -110,9 +111,11 @@ def iterate_fasta_pieces(handle: ByteReader, path: Path, block_size: int = 1 << 
     """
     header = bytearray()
     in_header = seen_header = False
-    line_start = True
+    line_start = first = True
     while data := handle.read(block_size):
-        position = 0
+        # Some editors begin every text with a mark.
+        position = len(BYTE_ORDER_MARK) if first and data.startswith(BYTE_ORDER_MARK) else 0
+        first = False
         while position < len(data):
             if in_header:
                 end = data.find(b"\n", position)
@@ -248,6 +251,8 @@ def read_records(path: Path, *, invalid: str = "error", bad: BadRows | None = No
         letters += sequence
         lengths.append(len(sequence))
         headers.append(header)
+    if not headers and bad is not None and bad.count:
+        raise DataError(f"{path}: none of its {bad.count} records can be used; the first: {bad.first}")
     if not headers:
         raise DataError(f"{path}: the file holds no record of the format that its name says ({file_format(path) or 'text'})")
 

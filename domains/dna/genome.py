@@ -102,19 +102,36 @@ class Genome:
         beside = self.path.with_name(self.path.name + ".fai")
         newest = self.path.stat().st_mtime_ns
         elsewhere = self.cache_dir / "dna" / f"{self.path.name}-{self.path.stat().st_size}-{newest}.fai"
-        ready = next((file for file in (beside, elsewhere) if file.is_file() and file.stat().st_mtime_ns >= newest), None)
-        if ready is None:
-            target = beside if os.access(self.path.parent, os.W_OK) else elsewhere
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not self._build_index(target):
-                return False
-            ready = target
-        for line in ready.read_text(encoding="utf-8").splitlines():
+        for ready in (beside, elsewhere):
+            if ready.is_file() and ready.stat().st_mtime_ns >= newest and self._parse_index(ready):
+                return True
+        target = beside if os.access(self.path.parent, os.W_OK) else elsewhere
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return self._build_index(target) and self._parse_index(target)
+
+    def _parse_index(self, file: Path) -> bool:
+        """Takes an index over; False if it is damaged, cut short, or of another file: then bases would be others' bases."""
+        found: dict[str, tuple[int, int, int, int]] = {}
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             name, *numbers = line.split("\t")
-            bases, offset, line_bases, line_bytes = map(int, numbers[:4])
-            if name in self._index:
+            if len(numbers) < 4 or not all(number.isdecimal() for number in numbers[:4]):
+                return False
+            if name in found:
                 raise DataError(f"{self.path}: the record name {name!r} occurs twice; names must be unique within a genome")
-            self._index[name] = (bases, offset, max(line_bases, 1), max(line_bytes, 1))
+            bases, offset, line_bases, line_bytes = map(int, numbers[:4])
+            found[name] = (bases, offset, max(line_bases, 1), max(line_bytes, 1))
+        with self.path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            end = 0
+            for name, (bases, offset, line_bases, line_bytes) in found.items():
+                header = content[content.rfind(b"\n", 0, max(offset - 1, 0)) + 1 : offset]
+                words = header[1:].split()
+                # What stands between two records is the header of the second, and nothing else.
+                if header[:1] != b">" or (words or [b""])[0] != name.encode() or content[end : offset - len(header)].strip():
+                    return False
+                end = offset + max(bases - 1, 0) // line_bases * line_bytes + (bases - 1) % line_bases + 1 if bases else offset
+            if not found or content[end:].strip():
+                return False
+        self._index = found
         return True
 
     def _build_index(self, target: Path) -> bool:

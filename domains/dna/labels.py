@@ -90,7 +90,7 @@ def class_names(table: SequenceTable) -> tuple[str, ...]:
             f"{_files(table)}: {len(names)} different labels in {len(table)} rows are too many for classes; "
             "if they are quantities, choose task=regression"
         )
-    if all(name.lstrip("-").isdigit() for name in names):
+    if all(name.removeprefix("-").isdecimal() for name in names):
         return tuple(sorted(names, key=int))
     return tuple(sorted(names))
 

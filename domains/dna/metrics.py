@@ -5,10 +5,11 @@ import math
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score, multiclass_matthews_corrcoef
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 from torchmetrics.utilities import dim_zero_cat
 
 from longseq.domains.base import Row
+from longseq.domains.metrics import confusion_counts, matthews
 
 
 def language_scores(bits: float) -> Row:
@@ -52,8 +53,34 @@ class RecordVote(Metric):
         if self.which == "accuracy":
             return multiclass_accuracy(voted, truth, self.n_classes, average="micro", validate_args=False)
         if self.which == "mcc":
-            return multiclass_matthews_corrcoef(voted, truth, self.n_classes, validate_args=False)
+            return matthews(confusion_counts(voted, truth, self.n_classes)).float()
         return multiclass_f1_score(voted, truth, self.n_classes, average="macro", validate_args=False)
+
+
+class SiteF1(Metric):
+    """F1 score, the mean over some classes; those that neither stand there nor are predicted are left out.
+
+    Args:
+        classes: the classes to average over.
+        n_classes: number of classes.
+    """
+
+    confusion: Tensor
+
+    def __init__(self, classes: list[int], n_classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.add_state("confusion", default=torch.zeros(n_classes, n_classes, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, labels: Tensor) -> None:
+        """Adds bases: predicted classes and labels, both (N,)."""
+        self.confusion += confusion_counts(predicted, labels, len(self.confusion))
+
+    def compute(self) -> Tensor:
+        """The mean; NaN if there is no such class."""
+        sizes = (self.confusion.sum(0) + self.confusion.sum(1))[self.classes]
+        scores = 2 * self.confusion.diagonal()[self.classes] / sizes
+        return scores[sizes > 0].mean().float()
 
 
 class TrackScore(Metric):

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from longseq.domains.base import DomainData, DomainModule
+from longseq.domains.dna import position_plots
 from longseq.domains.dna.mutagenesis import choose_examples, save_examples
 from longseq.domains.dna.tokenizer import reverse_complement_batch
 from longseq.domains.tasks import Batch
@@ -53,3 +54,6 @@ class DNAModule(DomainModule):
         if self.task.name in EXPLAINED and self.examples > 0:
             chosen = choose_examples(self.test_predictions, self.examples)
             save_examples(folder, data.splits["test"], data.row_names, chosen)
+        # One process of several cannot run a sharded model alone.
+        if self.trainer.world_size == 1:
+            position_plots.save_examples(folder, self, data, self.examples)

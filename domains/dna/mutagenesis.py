@@ -72,7 +72,9 @@ def save_examples(folder: Path, rows: Any, names: Any, chosen: list[dict[str, An
         ids = rows[example["index"]]["ids"]
         if len(ids) <= LONGEST:
             named = names("test", np.array([example["index"]]))
-            saved.append({**example, "id": str(named["id"][0]), "sequence": decode(ids)})
+            # A window of a record has bases of its own; both count from 0 here.
+            place = f":{named['start'][0]}-{named['end'][0]}" if "record" in named else ""
+            saved.append({**example, "id": f"{named['id'][0]}{place}", "sequence": decode(ids)})
     if saved:
         write_atomically(folder / EXAMPLES, json.dumps(saved, indent=1) + "\n")
 

@@ -8,6 +8,7 @@ from scipy.special import softmax
 
 from longseq.domains.classification_plots import ClassScores, class_scores, confusion
 from longseq.domains.dna.mutagenesis import mutagenesis_sections
+from longseq.domains.dna.position_plots import position_sections
 from longseq.domains.plots import comparison, dot_chart
 from longseq.domains.sections import RunFiles, Section, table
 
@@ -22,7 +23,7 @@ def figures(run: RunFiles) -> list[Section]:
     scored = row_scores(run.predictions)
     if scored is not None and run.predictions is not None:
         sections += by_chromosome(run.predictions, *scored) + by_length(run.predictions, *scored)
-    return [*sections, *votes(run), *mutagenesis_sections(run)]
+    return [*sections, *votes(run), *position_sections(run), *mutagenesis_sections(run)]
 
 
 def bits_per_base(run: RunFiles) -> list[Section]:

@@ -25,7 +25,7 @@ from longseq.domains.dna.targets import (
     encode_words,
     string_words,
 )
-from longseq.domains.dna.tracks import Track, check_chromosomes, open_tracks
+from longseq.domains.dna.tracks import Track, check_chromosomes, check_lengths, open_tracks
 from longseq.domains.tasks import IGNORE
 from longseq.errors import ConfigError, DataError
 
@@ -104,7 +104,10 @@ def read_tracks(options: PositionOptions, tables: Mapping[str, SequenceTable], c
     """Opens the tracks and checks that they are of the rows' genome."""
     tracks = open_tracks(options.tracks)
     wanted = [str(name) for table in tables.values() for name in pd.unique(intervals_of(table).chroms)]
+    genomes = {store.genome.path: store.genome for store in (intervals_of(table) for table in tables.values())}
     for track in tracks:
+        for path, genome in genomes.items():
+            check_lengths(track, genome.lengths, str(path))
         if absent := check_chromosomes(track, wanted):
             counts[f"track {track.name}"] = f"no values on {', '.join(absent[:8])}; they count as 0"
     if options.other_strand is not None and sorted(options.other_strand) != list(range(len(tracks))):
@@ -186,6 +189,14 @@ def annotation_rows(
     wanted = [str(name) for table in tables.values() for name in pd.unique(intervals_of(table).chroms)]
     if not set(wanted) & set(annotation.chroms):
         raise DataError(f"{path}: no feature on any chromosome of the rows: {unknown_chromosome(wanted[0], annotation.chroms)}")
+    genome = intervals_of(next(iter(tables.values()))).genome
+    for chrom in annotation.chroms:
+        # Features may run over the end of a circular chromosome, but none begins there.
+        if chrom in genome.lengths and annotation.last_start(chrom) >= genome.lengths[chrom]:
+            raise DataError(
+                f"{path}: a feature on {chrom} begins at base {annotation.last_start(chrom) + 1:,}, behind the chromosome's "
+                f"end at {genome.lengths[chrom]:,} in {genome.path}; is the annotation of the same assembly?"
+            )
     rows = {}
     for name, table in tables.items():
         targets = AnnotationTargets(intervals_of(table), annotation)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from longseq.domains.base import Rows
+from longseq.domains.dna.bad_rows import BadRows
 from longseq.domains.dna.formats import FASTA_SUFFIXES, file_format
 from longseq.domains.dna.genome import IntervalSequences
 from longseq.domains.dna.rows import targets
@@ -24,11 +25,12 @@ from longseq.domains.likelihood import TokenSequences
 CACHED_BYTES = 1 << 28
 
 
-def read_unlabelled(source: Source, options: dict[str, Any]) -> SequenceTable:
+def read_unlabelled(source: Source, options: dict[str, Any], bad: BadRows) -> SequenceTable:
     """The sequences of any supported source, without their labels; a large FASTA through the token cache."""
     files = large_fasta(source)
-    if not files:
-        return read_sequences(source, **{**options, "labels": "none"})
+    # The cache holds whole files, without a record left out.
+    if not files or bad.skip:
+        return read_sequences(source, **{**options, "labels": "none"}, bad=bad)
     store = build_token_cache([str(file) for file in files], options["cache_dir"], invalid=options["invalid"])
     ids = np.array(store.names, dtype=object)
     return SequenceTable(

@@ -54,11 +54,11 @@ class Requests(BaseRequests):
         data = path.read_bytes()
         # Qualities of FASTQ may begin with an @ as well: every second one at most.
         count = 1 + data.count(mark)
-        self.check_rows(count if mark == b"\n>" else count // 2)
+        self.check_rows(count if mark == b"\n>" else (count + 1) // 2)
 
-    def chunk(self, message: Mapping[str, Any] | bytes) -> np.ndarray:
-        if isinstance(message, bytes):
-            letters = message.decode("latin-1")
+    def chunk(self, message: Mapping[str, Any] | bytes | str) -> np.ndarray:
+        if isinstance(message, (bytes, str)):
+            letters = message if isinstance(message, str) else message.decode("latin-1")
         elif set(message) == {"sequence"}:
             letters = message["sequence"]
         else:

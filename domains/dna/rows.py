@@ -56,7 +56,7 @@ class SequenceRows(Rows):
 class RowIds:
     """The ids of labelled rows, cropped as those are, in the place of a genome's windows."""
 
-    def __init__(self, rows: SequenceRows) -> None:
+    def __init__(self, rows: Rows) -> None:
         self.rows = rows
         self.lengths = rows.lengths
 

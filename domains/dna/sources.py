@@ -251,8 +251,9 @@ def _read_table_file(path: Path, settings: ReadOptions) -> SequenceTable:
         sequences = Sequences.from_strings(text_column(frame, column, path), where, invalid=settings.invalid)
         frame = frame.drop(columns=column)
     ids = np.array([str(line) for line in lines], dtype=object)
-    if settings.id_column is not None:
-        ids = frame[find_column(frame, settings.id_column, path, "id", "id_column")].astype(str).to_numpy(dtype=object)
+    named_ids = "id" if settings.id_column is None and "id" in frame.columns else settings.id_column
+    if named_ids is not None:
+        ids = frame[find_column(frame, named_ids, path, "id", "id_column")].astype(str).to_numpy(dtype=object)
     return _table(path, sequences, ids, labels, label_names, frame, lines, word)
 
 

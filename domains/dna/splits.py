@@ -216,6 +216,16 @@ def split_regions(
     return regions
 
 
+def region_rule(val_chroms: Iterable[str], test_chroms: Iterable[str], files: Iterable[str] = ()) -> str:
+    """How `split_regions` chose val and test, in words; the parts in `files` are files of their own."""
+    named = {"val": [str(name) for name in val_chroms], "test": [str(name) for name in test_chroms]}
+    found = []
+    for part, chroms in named.items():
+        rule = f"chromosomes {', '.join(chroms)}" if chroms else "the last stretch of every record of train"
+        found.append(f"{part}: {'a file of its own' if part in files else rule}")
+    return "; ".join(found)
+
+
 @dataclass(frozen=True)
 class LeakReport:
     """Sequences of one part that also stand in train, on either strand.

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassF1Score
 
-from longseq.domains.dna.metrics import RecordVote, SiteScore, TrackScore
+from longseq.domains.dna.metrics import RecordVote, SiteF1, SiteScore, TrackScore
 from longseq.domains.metrics import TokenLoss
 from longseq.domains.tasks import IGNORE, Batch, Classification, Task, balanced_weights
 from longseq.errors import ConfigError
@@ -199,7 +198,7 @@ class BaseLabels(Task):
         found: dict[str, Any] = {
             "auprc": SiteScore("auprc", sites, n),
             "topk_accuracy": SiteScore("topk", sites, n),
-            "f1": MulticlassF1Score(n, average="macro", ignore_index=IGNORE, validate_args=False),
+            "f1": SiteF1(sites, n),
             "accuracy": TokenLoss("accuracy"),
             "loss": TokenLoss("loss"),
         }

@@ -30,6 +30,10 @@ class Track(Protocol):
         """The chromosomes that the file has values for."""
         ...
 
+    def end(self, chrom: str) -> int:
+        """Behind the last base of a chromosome that the file knows of."""
+        ...
+
     def bins(self, chrom: str, start: int, n_bins: int, bin_size: int) -> NDArray[np.float32]:
         """Means over `n_bins` bins from `start` on, (n_bins,); bases without a value count as 0."""
         ...
@@ -67,6 +71,10 @@ class BedGraphTrack:
     def chroms(self) -> Sequence[str]:
         """The chromosomes of the file."""
         return tuple(self._parts)
+
+    def end(self, chrom: str) -> int:
+        """End of the chromosome's last interval."""
+        return int(self._parts[chrom][1][-1])
 
     def bins(self, chrom: str, start: int, n_bins: int, bin_size: int) -> NDArray[np.float32]:
         """Means over bins."""
@@ -153,6 +161,10 @@ class BigWigTrack:
         """The chromosomes of the file."""
         return tuple(self._sizes)
 
+    def end(self, chrom: str) -> int:
+        """The chromosome's length in the file's header."""
+        return self._sizes[chrom]
+
     def bins(self, chrom: str, start: int, n_bins: int, bin_size: int) -> NDArray[np.float32]:
         """Means over bins."""
         values = np.zeros(n_bins * bin_size, dtype=np.float32)
@@ -200,6 +212,16 @@ def _open_track(path: Path, name: str) -> Track:
         return BigWigTrack(path, name)
     known = ", ".join((*BEDGRAPH_SUFFIXES, *BIGWIG_SUFFIXES))
     raise DataError(f"{path}: unknown track format {suffix or '(no suffix)'}; supported are {known}, bedGraph also .gz")
+
+
+def check_lengths(track: Track, lengths: Mapping[str, int], genome: str) -> None:
+    """Raises DataError if a track goes on behind the end of a chromosome: it is another assembly's."""
+    for chrom in track.chroms:
+        if chrom in lengths and track.end(chrom) > lengths[chrom]:
+            raise DataError(
+                f"{track.path}: {chrom} has {track.end(chrom):,} bases there, but {lengths[chrom]:,} in {genome}; is the track "
+                "of the same assembly?"
+            )
 
 
 def check_chromosomes(track: Track, wanted: Iterable[str]) -> list[str]:

@@ -117,7 +117,7 @@ def score_forecaster(forecaster: Forecaster, rows: ForecastRows, scale: Scale) -
 
 
 def forecast_baselines(
-    train: ForecastRows, test: ForecastRows, train_scale: Scale, scale: Scale, season: int
+    train: ForecastRows | None, test: ForecastRows, train_scale: Scale, scale: Scale, season: int
 ) -> dict[str, dict[str, float]]:
     """Scores of all baselines on the test windows, and in the ridge's name what it was fitted on."""
     horizon = test.horizon
@@ -125,7 +125,7 @@ def forecast_baselines(
     if 1 < season <= test.lookback:
         name = f"seasonal naive ({season} steps)"
         found[name] = score_forecaster(seasonal_naive(horizon, season), test, scale)
-    if train.horizon == horizon and len(train):
+    if train is not None and train.horizon == horizon and len(train):
         ridge = RidgeForecast(train, train_scale)
         every = "" if ridge.stride == 1 else f", on one in {ridge.stride} windows"
         found[f"ridge (lookback {train.lookback}{every})"] = score_forecaster(ridge, test, scale)
@@ -177,6 +177,8 @@ def _score_filled(test: SpanRows, scale: Scale, fill: Callable[[dict[str, Any]],
     for i in range(len(test)):
         row = test[i]
         truth = np.where(row["hidden"], row["values"], np.nan)
+        # Scored in the window before already.
+        truth[: row["scored"]] = np.nan
         filled = np.nan_to_num(np.asarray(fill(row)))
         tensors = (filled[None, ..., None], truth[None], scale.std_SC[[row["series"]]], scale.mase_SC[[row["series"]]])
         a, b, c, d = (torch.from_numpy(np.array(t, dtype=np.float64)) for t in tensors)

@@ -32,7 +32,13 @@ from longseq.domains.timeseries.parts import (
     predict_rows,
     span_rows,
 )
-from longseq.domains.timeseries.prediction_series import check_model, model_options, model_scale, read_unlabelled
+from longseq.domains.timeseries.prediction_series import (
+    check_model,
+    model_options,
+    model_scale,
+    read_unlabelled,
+    static_names,
+)
 from longseq.domains.timeseries.self_supervised import HiddenSpans
 from longseq.domains.timeseries.series import measure_scale
 from longseq.domains.timeseries.series_parts import check_channels, cut_parts, demo_sets, read_sets
@@ -41,7 +47,7 @@ from longseq.domains.timeseries.tasks import Forecasting
 from longseq.domains.timeseries.tokenizer import SeriesTokenizer
 from longseq.domains.timeseries.windows import ForecastRows, SpanRows, WindowRows
 from longseq.embeddings_timeseries import ForecastHead, SeriesEmbedding
-from longseq.errors import ConfigError
+from longseq.errors import ConfigError, DataError
 from longseq.model import SequenceModel
 
 TASKS = ("forecasting", "imputation", "anomaly", "classification")
@@ -89,8 +95,8 @@ class SeriesData(DomainData):
         horizon: steps that it forecasts; longer than a trained model's, the forecast is rolled out.
         stride: steps between training windows. Every val and test window counts.
         min_lookback: history that windows of short series must have; None for a quarter of `lookback`.
-        backtest_windows: test on so many last origins of each series; None for all.
-        backtest_step: steps between them; None for the horizon.
+        backtest_windows: test on so many last origins of each series; None for all that are `backtest_step` apart.
+        backtest_step: steps between them; None for the horizon with `backtest_windows`, else 1.
         season: steps of the season of MASE and of the seasonal naive forecast; None by the frequency.
         tokenizer: `patch`, `channel_mixing`, `variate` or `point`.
         patch: steps of a patch.
@@ -165,6 +171,12 @@ class SeriesData(DomainData):
             raise ConfigError(f"domain=timeseries has no task={task}; it has {', '.join(TASKS)}")
         if task in ("imputation", "anomaly") and not 0.0 < hide < 1.0:
             raise ConfigError(f"data.hide must lie between 0 and 1, found {hide}")
+        self._check_covariates(
+            known_covariates=known_covariates,
+            static_covariates=static_covariates,
+            calendar=calendar,
+            past_covariates=past_covariates if task == "classification" else (),
+        )
         for name, number in (("span", span), ("season", season), ("prediction_rows", prediction_rows)):
             if number is not None and number < 1:
                 raise ConfigError(f"data.{name} must be at least 1, found {number}")
@@ -203,6 +215,14 @@ class SeriesData(DomainData):
         self.parts: dict[str, Part] = {}
         self.labels: list[str] = []
 
+    def _check_covariates(self, **given: Sequence[str]) -> None:
+        for name, columns in given.items():
+            if len(columns) and self.task_name != "forecasting":
+                raise ConfigError(
+                    f"data.{name}={list(columns)}: task={self.task_name} reads the series alone; set data.{name}=[], or "
+                    "name the columns in data.targets"
+                )
+
     # -- reading
 
     @property
@@ -219,7 +239,7 @@ class SeriesData(DomainData):
             return
         if stage != "predict" or self.sources["predict"] is None:
             self._setup_parts()
-            self._setup_windows()
+            self._setup_windows(stage)
         if self.sources["predict"] is not None:
             self._setup_predict()
 
@@ -233,10 +253,15 @@ class SeriesData(DomainData):
         self.season = self.season or sets["train"].frequency.season
         self.parts |= cut_parts(sets, self.split_options, self.window_options.horizon, self.season, self.counts)
 
-    def _setup_windows(self) -> None:
+    def _setup_windows(self, stage: str | None) -> None:
         for name, part in self.parts.items():
             if self.task_name == "forecasting":
-                self.splits[name] = forecast_rows(part, name, self.window_options, self.counts)
+                try:
+                    self.splits[name] = forecast_rows(part, name, self.window_options, self.counts)
+                except DataError:
+                    # A trained model is rolled out over more steps than val may have.
+                    if stage != "test" or name == "test":
+                        raise
             else:
                 self.splits[name] = span_rows(part, name, self.window_options, self.counts, **self.spans)
         options = self.window_options
@@ -251,7 +276,8 @@ class SeriesData(DomainData):
     def _setup_predict(self) -> None:
         source = self.sources["predict"]
         assert source is not None
-        series = read_series(source, self.read_options)
+        trained = self.parts["train"].series.static_names if "train" in self.parts else None
+        series = read_series(source, self.read_options, trained)
         if "train" in self.parts:
             train = self.parts["train"]
             check_channels(series, train.series, "predict")
@@ -316,7 +342,7 @@ class SeriesData(DomainData):
             )
             self.splits["predict"] = LabelledRows(part, None)
             return
-        series = read_series(source, self.read_options)
+        series = read_series(source, self.read_options, static_names(config, self.read_options))
         self.counts |= series.counts
         check_model(series, config, self.task_name)
         self.season = self.season or series.frequency.season
@@ -481,7 +507,12 @@ class SeriesData(DomainData):
         test, part = self.splits["test"], self.parts["test"]
         if isinstance(test, ForecastRows):
             # Of all training windows, also where the model only sees some: a baseline should be as good as it can be.
-            train = forecast_rows(self.parts["train"], "train", replace(self.window_options, stride=1), {})
+            options = replace(self.window_options, stride=1, on_bad="skip")
+            try:
+                train = forecast_rows(self.parts["train"], "train", options, {})
+            except DataError:
+                # No series of train is as long as the forecast that is asked for.
+                train = None
             return dict(baselines.forecast_baselines(train, test, self.parts["train"].scale, part.scale, self.season or 1))
         assert isinstance(test, SpanRows)
         if self.task_name == "imputation":

@@ -172,7 +172,9 @@ def numbers(table: Table, column: str, on_bad: str, counts: dict[str, Any]) -> n
     cells = table.frame[column]
     parsed: Any = pd.to_numeric(cells, errors="coerce")
     values: np.ndarray = parsed.to_numpy(np.float64, na_value=np.nan).copy()
-    bad = np.flatnonzero((np.isnan(values) & cells.notna().to_numpy()) | np.isinf(values))
+    # Models compute in fp32, where such a number would be infinite.
+    too_large = np.abs(values) > np.finfo(np.float32).max
+    bad = np.flatnonzero((np.isnan(values) & cells.notna().to_numpy()) | too_large)
     if len(bad):
         if on_bad == "error":
             row = int(bad[0])

@@ -1,6 +1,6 @@
 """The regular grid that a series' timestamps lie on: inferred, checked, and continued into the future."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,9 @@ import pandas as pd
 from longseq.errors import ConfigError, DataError
 
 DAY = np.timedelta64(1, "D")
-CALENDAR = {"month": ("M", 27, 32), "quarter": ("Q", 89, 93), "year": ("Y", 364, 367)}
+# Least and most days of a step.
+CALENDAR = {"month": (27, 32), "quarter": (89, 93), "year": (364, 367)}
+MONTHS = {"month": 1, "quarter": 3, "year": 12}
 # Steps of the season that people look for first, by seconds of a step.
 SEASONS = {3600: 24, 1800: 48, 900: 96, 600: 144, 300: 288, 60: 1440, 86400: 7, 604800: 52}
 CALENDAR_SEASONS = {"month": 12, "quarter": 4, "year": 1, "business": 5}
@@ -23,10 +25,12 @@ class Frequency:
     Attributes:
         kind: `fixed`, `month`, `quarter`, `year`, `business` (Monday to Friday), or `index` for numbers in place of times.
         step: of `fixed` and `index`: nanoseconds, or the difference of the numbers.
+        at_end: months, quarters and years are given by their last days; it decides nothing but the dates that are shown.
     """
 
     kind: str
     step: int = 1
+    at_end: bool = field(default=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -55,7 +59,7 @@ class Frequency:
             return (times.astype("datetime64[ns]").astype(np.int64) - _origin(times)) // self.step
         if self.kind == "business":
             return np.busday_count("1970-01-01", times.astype("datetime64[D]"))
-        return pd.PeriodIndex(pd.DatetimeIndex(times), freq=CALENDAR[self.kind][0]).asi8
+        return times.astype("datetime64[M]").astype(np.int64) // MONTHS[self.kind]
 
     def after(self, time: Any, steps: np.ndarray) -> np.ndarray:
         """The times so many steps after one; steps may be negative."""
@@ -67,10 +71,9 @@ class Frequency:
         if self.kind == "business":
             days = np.busday_offset(start.astype("datetime64[D]"), steps, roll="forward")
             return days.astype("datetime64[ns]") + (start - start.astype("datetime64[D]"))
-        months = {"month": 1, "quarter": 3, "year": 12}[self.kind]
+        months = MONTHS[self.kind]
         stamp = pd.Timestamp(start)
-        # A series of month ends stays on month ends.
-        if stamp.is_month_end and stamp.day > 28:
+        if self.at_end:
             moved = [stamp + pd.offsets.MonthEnd(int(k) * months) if k else stamp for k in steps]
         else:
             moved = [stamp + pd.DateOffset(months=int(k) * months) for k in steps]
@@ -94,21 +97,28 @@ def infer_frequency(times: np.ndarray, name: str, given: str | None = None) -> F
         ConfigError: if `given` means nothing.
     """
     if given is not None:
-        return parse_frequency(given)
+        return ending(parse_frequency(given), times)
     if len(times) < 2:
         raise DataError(f"{name}: {len(times)} time steps say nothing about the frequency; set data.frequency, such as 1h")
     if not np.issubdtype(times.dtype, np.datetime64):
         return Frequency("index", _most_common(np.diff(times)))
     days = np.diff(times) / DAY
     middle = float(np.median(days))
-    for kind, (_, least, most) in CALENDAR.items():
+    for kind, (least, most) in CALENDAR.items():
         if least <= middle < most and np.ptp(days) > 0:
-            return Frequency(kind)
+            return ending(Frequency(kind), times)
     whole = times.astype("datetime64[D]")
     weekdays = bool(np.all(np.is_busday(whole))) and bool(np.all(times - whole == times[0] - whole[0]))
     if weekdays and middle == 1 and len(times) > 10:
         return Frequency("business")
     return Frequency("fixed", _most_common(np.diff(times.astype("datetime64[ns]").astype(np.int64))))
+
+
+def ending(frequency: Frequency, times: np.ndarray) -> Frequency:
+    """The frequency of times that all are the last days of their months, as such; others as they are."""
+    if frequency.kind not in CALENDAR or not len(times) or not np.issubdtype(times.dtype, np.datetime64):
+        return frequency
+    return replace(frequency, at_end=bool(pd.DatetimeIndex(times).is_month_end.all()))
 
 
 def _most_common(values: np.ndarray) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from longseq.domains.timeseries.files import numbers, read_table
 from longseq.domains.timeseries.grid import ReadOptions
 from longseq.domains.timeseries.sources import Source, find_files
 from longseq.errors import DataError
+
+# The archive keeps each data set in a folder, the same series in several formats.
+ARCHIVE_SUFFIXES = (".tsv", ".ts", ".arff", ".csv", ".txt")
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,7 @@ def labelled_splits(
     Raises:
         DataError: if no series is left for a split, or the labels are no classes.
     """
+    sources = in_archive_folder(sources, counts)
     found = {
         name: read_labelled(source, options, counts, label_column) for name, source in sources.items() if source is not None
     }
@@ -205,6 +210,32 @@ def labelled_splits(
                 found[name] = everything.select(chosen)
         taken = " and ".join(name for name, share in shares.items() if share)
         counts["split"] = f"{taken} drawn from train at random, every class in proportion"
+    return found
+
+
+def in_archive_folder(sources: Mapping[str, Source | None], counts: dict[str, Any]) -> dict[str, Source | None]:
+    """A folder of the UCR archive, given as train, as its files X_TRAIN and X_TEST; other sources as they are.
+
+    Raises:
+        DataError: for a folder with several data sets.
+    """
+    found, train = dict(sources), sources.get("train")
+    folder = Path(train).expanduser() if isinstance(train, str) else None
+    if folder is None or not folder.is_dir():
+        return found
+    for suffix in ARCHIVE_SUFFIXES:
+        trains = sorted(p for p in folder.iterdir() if p.name.lower().endswith(f"_train{suffix}"))
+        if not trains:
+            continue
+        if len(trains) > 1:
+            names = ", ".join(p.name for p in trains[:5])
+            raise DataError(f"{folder}: several data sets ({names}); give data.train and data.test a file each")
+        found["train"] = str(trains[0])
+        tests = [p for p in folder.iterdir() if p.name.lower() == trains[0].name.lower().replace("_train", "_test")]
+        if tests and sources.get("test") is None:
+            found["test"] = str(tests[0])
+        counts["files"] = ", ".join(Path(str(found[name])).name for name in ("train", "test") if found.get(name) is not None)
+        return found
     return found
 
 

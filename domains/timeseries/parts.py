@@ -73,12 +73,16 @@ def forecast_rows(part: Part, name: str, options: WindowOptions, counts: dict[st
         counts[f"series with windows padded in front in {name}"] = n_padded
     stride = options.stride if in_train else 1
     windows = np.where(room >= 0, room // stride + 1, 0)
-    if name == "test" and options.backtest_windows is not None:
+    if name == "test" and (options.backtest_windows is not None or options.backtest_step is not None):
         stride = options.backtest_step or options.horizon
-        windows = np.minimum(np.where(room >= 0, room // stride + 1, 0), options.backtest_windows)
+        windows = np.where(room >= 0, room // stride + 1, 0)
+        windows = windows if options.backtest_windows is None else np.minimum(windows, options.backtest_windows)
         # Counted from the end, so that the newest values are always among them.
         first = part.end - options.horizon - (windows - 1) * stride
-        counts["backtest"] = f"the last {options.backtest_windows} origins of each series, {stride} steps apart"
+        most = int(windows.max(initial=0))
+        counts["backtest"] = f"the last {most} origins of each series, {stride} steps apart"
+        if options.backtest_windows is not None and most < options.backtest_windows:
+            counts["backtest"] += f"; test has no more, of data.backtest_windows={options.backtest_windows}"
     rows = ForecastRows(part.series, first, windows, stride=stride, lookback=options.lookback, horizon=options.horizon)
     if not len(rows):
         raise DataError(f"{part.series.source}: no window of {options.lookback} + {options.horizon} steps fits into {name}")
@@ -156,14 +160,13 @@ def matched_scale(series: SeriesSet, train: SeriesSet, scale: Scale) -> Scale:
     place = {name: i for i, name in enumerate(train.ids)}
     if len(train) == 1:
         place |= dict.fromkeys(series.ids, 0)
-    options = scale.channel_options()
     rows: list[Sequence[np.ndarray]] = []
     for name in series.ids:
         if name in place:
             i = place[name]
             rows.append((scale.mean_SC[i], scale.std_SC[i], scale.mase_SC[i]))
         else:
-            rows.append((np.array(options["mean"]), np.array(options["std"]), np.nanmean(scale.mase_SC, 0)))
+            rows.append((scale.channel_mean, scale.channel_std, scale.channel_mase))
     mean, std, mase = (np.stack([row[k] for row in rows]) for k in range(3))
     return replace(scale, mean_SC=mean, std_SC=std, mase_SC=mase)
 

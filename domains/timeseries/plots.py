@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from longseq.domains.plots import MUTED, SERIES, STYLE, dot_chart, new_figure, styled, thin
 from longseq.domains.sections import RunFiles, Section, short, table
@@ -37,7 +38,7 @@ def figures(run: RunFiles) -> list[Section]:
         return []
     sections = [*error_by_channel(frame)]
     if "step" not in frame:
-        return sections
+        return [*filled_in(frame), *sections]
     return [*forecasts(frame), *error_by_step(frame), *sections, *coverage(frame), *residual_correlation(frame)]
 
 
@@ -125,10 +126,38 @@ def draw_window(ax: Axes, channel: Frame, origin: object) -> None:
             ax.fill_between(times, window[low], window[high], color=SERIES[0], alpha=alpha, linewidth=0, label=label)
     ax.plot(times, window["forecast"], color=SERIES[0], label="forecast", marker="o" if horizon == 1 else "")
     ax.set_title(str(channel["name"].iloc[0])[:50], fontsize=9)
-    if not pd.api.types.is_numeric_dtype(times):
-        locator = AutoDateLocator(minticks=3, maxticks=10)
-        ax.xaxis.set_major_locator(locator)
-        ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    dated(ax, times)
+
+
+def dated(ax: Axes, times: Any) -> None:
+    """Dates below the axis, in few words."""
+    if pd.api.types.is_numeric_dtype(times):
+        return
+    # More labels of hours would run into each other; fewer than seven cannot be placed on all ranges.
+    locator = AutoDateLocator(minticks=3, maxticks=7)
+    ax.xaxis.set_major_locator(locator)
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+
+
+@styled(STYLE)
+def filled_in(frame: Frame, most: int = 60) -> list[Section]:
+    """Hidden values and what they were filled in with, of a few channels."""
+    names = list(dict.fromkeys(frame["name"]))[:PANELS]
+    rows = -(-len(names) // 2)
+    figure = Figure(figsize=(8.8, 2.5 * rows), layout="constrained")
+    axes = [figure.add_subplot(rows, min(2, len(names)), i + 1) for i in range(len(names))]
+    for ax, name in zip(axes, names, strict=True):
+        part = frame[frame["name"] == name].drop_duplicates("time").sort_values("time").head(most)
+        ax.plot(part["time"], part["truth"], "o", color=MUTED, markersize=3.5, label="truth")
+        ax.plot(part["time"], part["forecast"], "o", color=SERIES[0], markersize=3.5, label="filled in")
+        ax.vlines(part["time"], part["truth"], part["forecast"], color=SERIES[0], linewidth=0.8, alpha=0.5)
+        ax.set_title(str(name)[:50], fontsize=9)
+        dated(ax, part["time"])
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    caption = f"The first {most} hidden values of {len(names)} channels in test at most, original units."
+    alt = f"hidden values and what they were filled in with, of {', '.join(map(str, names))}"
+    return [Section("Filled in", figure=figure, caption=caption, alt=alt, wide=True)]
 
 
 # -- errors
@@ -245,6 +274,9 @@ def score_over_time(frame: Frame) -> list[Section]:
         ax.legend()
     if np.nanmin(scores) > 0:
         ax.set_yscale("log")
+        # Powers of ten would be written as a formula, which the reports' text is not read as.
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_ylabel("anomaly score")
     rows = [[row["id"], str(row["time"]), float(row["score"])] for _, row in frame.nlargest(15, "score").iterrows()]
     html = table(["series", "time", "score"], rows, label="highest scores", row_heads=2)

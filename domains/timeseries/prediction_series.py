@@ -32,6 +32,13 @@ def model_options(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def static_names(config: Mapping[str, Any], options: ReadOptions) -> list[str] | None:
+    """Names of the model's static covariates, which stand behind those that are known ahead and the calendar's."""
+    covariates = config.get("series", {}).get("covariates")
+    ahead = len(options.known_covariates) + 2 * len(options.calendar)
+    return None if covariates is None else list(covariates)[ahead:]
+
+
 def check_model(series: SeriesSet, config: Mapping[str, Any], task: str) -> None:
     """Raises DataError if a file's channels, covariates or time steps are not those of the model."""
     known = config.get("series", {})
@@ -82,7 +89,7 @@ def read_unlabelled(
         options: encoding, decimal point and what to do with bad cells.
         counts: takes up what was changed.
         label_column: of files with a header that hold labels all the same.
-        labels: of the model; a first column of nothing else is one of labels where one number too many stands in a line.
+        labels: of the model; a first column of nothing else is one of labels, unless a line has just `length` numbers.
         length: steps that the model reads; longer series lose their ends.
 
     Raises:
@@ -125,4 +132,6 @@ def _label_column(table: Table, header: bool, given: str | None, labels: Sequenc
         return given if given in columns else next(iter(usual), None)
     cells = table.frame[columns[0]]
     texts = {label_text(cell) for cell in cells if not pd.isna(cell)}
-    return columns[0] if len(columns) > length and texts <= set(labels) else None
+    # What is no number is no value. As many numbers as the model reads steps are a series, whatever they look like.
+    words = bool(texts) and not any(is_number(text) for text in texts)
+    return columns[0] if words or (len(columns) != length and texts <= set(labels)) else None

@@ -69,6 +69,8 @@ class Requests(BaseRequests):
             if row.ndim != 1:
                 raise DataError(f"values[{index}] must be one list of numbers, found {row.ndim} dimensions")
             self.check_length(len(row), f"values[{index}]", "steps")
+            if np.isnan(row).all():
+                raise DataError(f"values[{index}] holds no number, {len(row)} of {len(row)} steps are missing")
         width = max(len(row) for row in rows)
         return pd.DataFrame([np.pad(row, (0, width - len(row)), constant_values=np.nan) for row in rows])
 

@@ -10,6 +10,7 @@ from longseq.domains.base import DomainData, Rows
 from longseq.domains.loading import row_generator
 from longseq.domains.tasks import Batch
 from longseq.domains.timeseries.labelled import LabelledRows
+from longseq.domains.timeseries.series import Scale
 from longseq.domains.timeseries.windows import ForecastRows, hidden_spans
 from longseq.errors import ConfigError
 
@@ -24,11 +25,14 @@ class HiddenRows(Rows):
         together: hide all channels at once.
         seed: of the spans.
         fixed: hide the same spans in every epoch.
+        scale: of the windows' series; None for labelled series.
     """
 
-    def __init__(self, rows: Rows, *, hide: float, span: int, together: bool, seed: int, fixed: bool) -> None:
+    def __init__(
+        self, rows: Rows, *, hide: float, span: int, together: bool, seed: int, fixed: bool, scale: Scale | None
+    ) -> None:
         self.rows, self.hide, self.span, self.together = rows, hide, span, together
-        self.seed, self.fixed = seed, fixed
+        self.seed, self.fixed, self.scale = seed, fixed, scale
         self.lengths = rows.lengths
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -36,7 +40,9 @@ class HiddenRows(Rows):
         values = row["past"] if isinstance(self.rows, ForecastRows) else row["values"]
         rng = row_generator(self.seed, 0 if self.fixed else self.epoch + 1, index)
         hidden = hidden_spans(rng, values.shape, self.hide, self.span, self.together)
-        found = {"index": index, "series": row.get("series", 0), "values": values, "hidden": hidden}
+        found = {"index": index, "values": values, "hidden": hidden}
+        if self.scale is not None:
+            found |= {name: getattr(self.scale, f"{name}_SC")[row["series"]].astype(np.float32) for name in ("std", "mase")}
         return {**found, "known": row["known"]} if "known" in row else found
 
 
@@ -64,7 +70,9 @@ class HiddenSpans(DomainData):
         )
         self.data = data
         for name in ("train", "val"):
-            self.splits[name] = HiddenRows(data.splits[name], **data.spans, fixed=name != "train")
+            # A file of its own for val numbers its series by itself.
+            scale = data.parts[name].scale if name in data.parts else None
+            self.splits[name] = HiddenRows(data.splits[name], **data.spans, fixed=name != "train", scale=scale)
 
     @property
     def length(self) -> int:
@@ -95,7 +103,7 @@ class HiddenSpans(DomainData):
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         targets_BLC, hidden_BLC = (torch.from_numpy(np.stack([row[name] for row in rows])) for name in ("values", "hidden"))
         index = torch.tensor([row["index"] for row in rows])
-        scale_BC, mase_BC = self._scale([row["series"] for row in rows], targets_BLC)
+        scale_BC, mase_BC = self._scale(rows, targets_BLC)
         inputs = targets_BLC.masked_fill(hidden_BLC, torch.nan)
         if "known" in rows[0]:
             known_BTK = torch.from_numpy(np.stack([row["known"] for row in rows]))
@@ -112,12 +120,12 @@ class HiddenSpans(DomainData):
             "report": torch.zeros(len(rows), dtype=torch.bool),
         }
 
-    def _scale(self, series: list[int], targets_BLC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if "train" in self.data.parts:
-            scale, which = self.data.parts["train"].scale, np.array(series)
-            return tuple(torch.from_numpy(x[which].astype(np.float32)) for x in (scale.std_SC, scale.mase_SC))  # type: ignore[return-value]
-        rows = self.data.splits["train"]
-        assert isinstance(rows, LabelledRows)
-        std = float(np.nanstd(rows.series.values_NL1)) or 1.0
+    def _scale(self, rows: list[dict[str, Any]], targets_BLC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if "std" in rows[0]:
+            std_BC, mase_BC = (torch.from_numpy(np.stack([row[name] for row in rows])) for name in ("std", "mase"))
+            return std_BC, mase_BC
+        train = self.data.splits["train"]
+        assert isinstance(train, LabelledRows)
+        std = float(np.nanstd(train.series.values_NL1)) or 1.0
         filled = targets_BLC.new_full((targets_BLC.shape[0], targets_BLC.shape[-1]), std)
         return filled, filled

@@ -63,6 +63,11 @@ class SeriesSet:
         return self.known_TK.shape[1] + self.static_SK.shape[1]
 
     @property
+    def static_names(self) -> list[str]:
+        """Names of the K' covariates that belong to a whole series."""
+        return self.covariates[self.known_TK.shape[1] :]
+
+    @property
     def lengths(self) -> np.ndarray:
         """(S,) rows of each series that may hold observations."""
         return np.diff(self.offsets) - self.ahead
@@ -147,11 +152,26 @@ class Scale:
     mase_SC: np.ndarray
     constant: int
 
+    @property
+    def channel_mean(self) -> np.ndarray:
+        """Of each channel over all series."""
+        return self.mean_SC.mean(0)
+
+    @property
+    def channel_std(self) -> np.ndarray:
+        """Likewise: the deviations within series and between their means."""
+        return np.sqrt((self.std_SC**2).mean(0) + self.mean_SC.var(0))
+
+    @property
+    def channel_mase(self) -> np.ndarray:
+        """Mean over the series where it is defined; NaN where it is not in any."""
+        known = np.isfinite(self.mase_SC)
+        return np.where(known.any(0), np.nan_to_num(self.mase_SC).sum(0) / np.maximum(1, known.sum(0)), np.nan)
+
     def channel_options(self) -> dict[str, list[float]]:
         """Mean, deviation and floor per channel over all series, for the model."""
-        std_C = np.sqrt((self.std_SC**2).mean(0) + self.mean_SC.var(0))
         least_C = 1e-3 * self.std_SC.min(0)
-        return {"mean": self.mean_SC.mean(0).tolist(), "std": std_C.tolist(), "floor": least_C.tolist()}
+        return {"mean": self.channel_mean.tolist(), "std": self.channel_std.tolist(), "floor": least_C.tolist()}
 
 
 def measure_scale(series: SeriesSet, train_ends: np.ndarray, season: int) -> Scale:
@@ -159,14 +179,18 @@ def measure_scale(series: SeriesSet, train_ends: np.ndarray, season: int) -> Sca
 
     Args:
         series: all of them.
-        train_ends: (S,) steps of each series that are training data; 0 for none, whose scale is then that of its whole.
+        train_ends: (S,) steps of each series that are training data; a series with none has the scale of all others, and where
+            there are no others that of its whole.
         season: steps of the season of MASE.
     """
     n_channels = series.values_TC.shape[1]
     mean, std = np.zeros((len(series), n_channels)), np.ones((len(series), n_channels))
     mase, constant = np.full((len(series), n_channels), np.nan), 0
-    for i, begin in enumerate(series.offsets[:-1]):
-        end = int(train_ends[i]) or int(series.lengths[i])
+    without = train_ends <= 0
+    if without.all():
+        train_ends, without = series.lengths, np.zeros(len(series), dtype=bool)
+    for i in np.flatnonzero(~without):
+        begin, end = int(series.offsets[i]), int(train_ends[i])
         x = series.values_TC[begin : begin + end].astype(np.float64)
         seen = ~np.isnan(x)
         count = seen.sum(0)
@@ -182,4 +206,7 @@ def measure_scale(series: SeriesSet, train_ends: np.ndarray, season: int) -> Sca
             known = (~np.isnan(steps)).sum(0)
             average = np.nansum(steps, 0) / np.maximum(1, known)
             mase[i] = np.where((known > 0) & (average > 0), average, np.nan)
+    if without.any():
+        rest = Scale(mean[~without], std[~without], mase[~without], constant)
+        mean[without], std[without], mase[without] = rest.channel_mean, rest.channel_std, rest.channel_mase
     return Scale(mean, std, mase, constant)

@@ -35,11 +35,12 @@ def demo_sets(
 
 def read_sets(sources: Mapping[str, Source | None], options: ReadOptions, counts: dict[str, Any]) -> Sets:
     """The series of `train` and, where they are files of their own, of `val` and `test`."""
-    found = {}
+    found: Sets = {}
     for name in ("train", "val", "test"):
         source = sources[name]
         if source is not None:
-            found[name] = read_series(source, options)
+            trained = found["train"].static_names if "train" in found else None
+            found[name] = read_series(source, options, trained)
             prefix = "" if name == "train" else f"{name}: "
             counts |= {f"{prefix}{key}": value for key, value in found[name].counts.items()}
     return found

@@ -1,7 +1,7 @@
 """From tables to series: wide (`date, col...`) and long (`unique_id, ds, y`), checked, sorted and put on a regular grid."""
 
 import glob
-import warnings
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from longseq.domains.timeseries.files import Table, numbers, read_table, require
 from longseq.domains.timeseries.frequency import infer_frequency
 from longseq.domains.timeseries.grid import Piece, ReadOptions, in_order, on_grid
 from longseq.domains.timeseries.series import SeriesSet
+from longseq.domains.timeseries.times import parse_times
 from longseq.errors import ConfigError, DataError
 
 Source = str | Sequence[str]
@@ -37,12 +38,13 @@ def find_files(source: Source) -> list[Path]:
     return found
 
 
-def read_series(source: Source, options: ReadOptions) -> SeriesSet:
+def read_series(source: Source, options: ReadOptions, static_names: Sequence[str] | None = None) -> SeriesSet:
     """Reads all series of the files.
 
     Args:
         source: a file, a list, a folder or a pattern; of several wide files each is a series.
         options: see `ReadOptions`.
+        static_names: of the static covariates in train, whose values this file need not hold in full; None for train itself.
 
     Raises:
         DataError: naming file and record for whatever cannot be used.
@@ -62,7 +64,7 @@ def read_series(source: Source, options: ReadOptions) -> SeriesSet:
         require_columns(table, wanted, "data.targets, data.time_column, data.*_covariates")
         pieces += split_table(table, time_column, columns, options, long, counts)
     name = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-    return assemble(pieces, channels, options, long, name, counts)
+    return assemble(pieces, channels, options, long, name, counts, static_names)
 
 
 def is_long(table: Table, options: ReadOptions) -> bool:
@@ -93,11 +95,20 @@ def find_channels(table: Table, options: ReadOptions, long: bool, time_column: s
     """Forecast channels, then those that are only read."""
     if options.targets is None and long:
         targets = [LONG_VALUE]
+        named = (*options.past_covariates, *options.known_covariates, *options.static_covariates)
+        used = {time_column, options.id_column, LONG_VALUE, options.anomaly_column, *named}
+        others = [str(c) for c in table.frame.columns if str(c) not in used and not str(c).startswith("Unnamed: ")]
+        if others:
+            counts["columns not read"] = f"{', '.join(others)}; data.known_covariates and the like name what is to be read"
     elif options.targets is None:
         used = {time_column, options.anomaly_column, *options.past_covariates, *options.known_covariates}
         candidates = [str(c) for c in table.frame.columns if str(c) not in used]
         # Separators at the ends of lines make a column without name or values.
         candidates = [c for c in candidates if not (c.startswith("Unnamed: ") and np.all(table.frame[c].isna()))]
+        index = [c for c in candidates if counts_rows(c, table.frame[c])]
+        if index:
+            counts["columns that number the rows, not read"] = ", ".join(index)
+        candidates = [c for c in candidates if c not in index]
         # A column of nothing but text is no series; one with a bad cell among numbers is, and its cell gets reported.
         text = [c for c in candidates if holds_text(table.frame[c])]
         if text:
@@ -119,6 +130,12 @@ def find_channels(table: Table, options: ReadOptions, long: bool, time_column: s
     if repeated:
         raise ConfigError(f"data.past_covariates and data.targets both hold {', '.join(repeated)}")
     return [*targets, *options.past_covariates]
+
+
+def counts_rows(name: str, cells: Any) -> bool:
+    """Whether a column is the index of a table that was saved with it: without a name of its own, and rising whole numbers."""
+    unnamed = name.startswith("Unnamed: ") or name in ("index", "level_0")
+    return unnamed and pd.api.types.is_integer_dtype(cells) and bool(np.all(np.diff(cells.to_numpy(np.int64)) > 0))
 
 
 def holds_text(cells: Any) -> bool:
@@ -151,51 +168,14 @@ def split_table(
     ]
 
 
-def parse_times(table: Table, column: str, options: ReadOptions, counts: dict[str, Any]) -> np.ndarray:
-    """The times as datetime64[ns], or as integers if the column holds whole numbers that are no dates."""
-    cells: Any = table.frame[column]
-    # 20240131 is a date, 17 is not.
-    if pd.api.types.is_integer_dtype(cells) and not cells.between(19000101, 21001231).all():
-        return cells.to_numpy(np.int64)
-    text = cells if pd.api.types.is_datetime64_any_dtype(cells) else cells.astype("string")
-    parsed = _to_datetime(text, options.day_first)
-    if parsed.dt.tz is not None:
-        zone = str(parsed.dt.tz)
-        counts["time zone"] = "read as UTC" if zone == "UTC" else f"{zone}, read as UTC"
-        parsed = parsed.dt.tz_convert("UTC").dt.tz_localize(None)
-    # Blank lines in between are no rows.
-    bad = np.flatnonzero((parsed.isna() & table.frame.notna().any(axis=1)).to_numpy())
-    if len(bad):
-        if options.on_bad == "error":
-            row = int(bad[0])
-            raise DataError(
-                f"{table.where(row)}, column {column!r}: {str(cells.iloc[row])!r} is no time ({len(bad)} such rows); "
-                "correct it, set data.time_column, or data.on_bad=skip to leave such rows out"
-            )
-        counts["rows without a time, left out"] = int(counts.get("rows without a time, left out", 0)) + len(bad)
-    return parsed.to_numpy(dtype="datetime64[ns]")
-
-
-def _to_datetime(cells: Any, day_first: bool) -> Any:
-    with warnings.catch_warnings():
-        # That the format differs from row to row is not the user's concern.
-        warnings.simplefilter("ignore", UserWarning)
-        # pandas reads 2010Q1, and says that it will not for ever.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        options: dict[str, Any] = {"errors": "coerce", "dayfirst": day_first}
-        try:
-            parsed = pd.to_datetime(cells, **options)
-        except ValueError:
-            # Different offsets from UTC in one column: those of summer and of winter.
-            parsed = pd.to_datetime(cells, utc=True, **options)
-        if parsed.isna().any():
-            mixed = pd.to_datetime(cells, format="mixed", utc=parsed.dt.tz is not None, **options)
-            parsed = mixed if mixed.isna().sum() < parsed.isna().sum() else parsed
-    return parsed
-
-
 def assemble(
-    pieces: list[Piece], channels: list[str], options: ReadOptions, long: bool, source: str, counts: dict[str, Any]
+    pieces: list[Piece],
+    channels: list[str],
+    options: ReadOptions,
+    long: bool,
+    source: str,
+    counts: dict[str, Any],
+    trained: Sequence[str] | None,
 ) -> SeriesSet:
     """One table of all series."""
     names = [piece.id for piece in pieces]
@@ -211,6 +191,8 @@ def assemble(
     frequency = infer_frequency(longest.times, f"{source}, series {longest.id!r}", options.frequency)
     counts["frequency"] = frequency.name
     pieces = [on_grid(piece, frequency, options, counts) for piece in pieces]
+    for piece in pieces:
+        check_precision(piece, channels, options.on_bad, counts)
     n_channels, n_known = len(channels), len(options.known_covariates)
     everything = np.concatenate([piece.values for piece in pieces]).astype(np.float32)
     n_targets = n_channels - len(options.past_covariates)
@@ -218,9 +200,12 @@ def assemble(
     ahead = np.array([rows_ahead(piece.values[:, :n_targets]) if n_known else 0 for piece in pieces])
     known = everything[:, n_channels : n_channels + n_known]
     if options.calendar:
-        features = np.concatenate([calendar_features(piece.times, options.calendar) for piece in pieces])
+        # Of all series at once: there may be a hundred thousand.
+        features = calendar_features(np.concatenate([piece.times for piece in pieces]), options.calendar)
         known = np.concatenate([known, features], 1)
-    static, static_names = static_table(pieces, options, long)
+    if options.anomaly_column:
+        check_flags(pieces, options.anomaly_column)
+    static, static_names = static_table(pieces, options, long, trained)
     series = SeriesSet(
         ids=names,
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
@@ -242,28 +227,79 @@ def assemble(
     return series
 
 
+def check_precision(piece: Piece, channels: Sequence[str], on_bad: str, counts: dict[str, Any]) -> None:
+    """Raises DataError if a channel's values are so large beside their changes that single precision loses these."""
+    x = piece.values[:, : len(channels)]
+    lost = np.nansum((x - x.astype(np.float32)) ** 2, 0)
+    change = np.nansum(np.diff(x, axis=0) ** 2, 0)
+    # Rounding of more than a tenth of the usual step from row to row.
+    coarse = np.flatnonzero(lost > 0.01 * change)
+    coarse = coarse[change[coarse] > 0]
+    if not len(coarse):
+        return
+    c = int(coarse[0])
+    text = (
+        f"{piece.table.path}, series {piece.id!r}, column {channels[c]!r}: values such as {np.nanmax(np.abs(x[:, c])):.10g} "
+        f"change by about {np.sqrt(change[c] / len(x)):.3g} from step to step, which single precision does not hold"
+    )
+    if on_bad == "error":
+        raise DataError(f"{text}; take a constant off them, or their differences (of a counter), or set data.on_bad=skip")
+    counts["columns whose changes are rounded away"] = text
+
+
 def rows_ahead(targets: np.ndarray) -> int:
     """Rows at the end in which no target was observed."""
     seen = np.flatnonzero(~np.isnan(targets).all(1))
     return len(targets) - (int(seen[-1]) + 1 if len(seen) else 0)
 
 
-def static_table(pieces: list[Piece], options: ReadOptions, long: bool) -> tuple[np.ndarray, list[str]]:
-    """Static covariates as numbers, text as one column per value."""
+def check_flags(pieces: Sequence[Piece], column: str) -> None:
+    """Raises DataError for a label of anomalies that is neither 0 nor 1."""
+    for piece in pieces:
+        flags = piece.values[:, -1]
+        bad = np.flatnonzero(~np.isnan(flags) & (flags != 0) & (flags != 1))
+        if len(bad):
+            raise DataError(
+                f"{piece.where(int(bad[0]))}: {flags[bad[0]]:g} in {column!r} (data.anomaly_column), where 1 says that a step "
+                "is anomalous and 0 that it is not"
+            )
+
+
+def static_table(
+    pieces: list[Piece], options: ReadOptions, long: bool, trained: Sequence[str] | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """Static covariates as numbers, text as one column per value, those of train where there is one before.
+
+    Raises:
+        DataError: for a text that no series of train has.
+    """
     if not options.static_covariates:
         return np.zeros((len(pieces), 0), dtype=np.float32), []
     if not long:
         raise ConfigError("data.static_covariates belong to long files (unique_id, ds, y); these are wide")
-    firsts = pd.DataFrame([piece.table.frame.iloc[int(piece.rows[0])][list(options.static_covariates)] for piece in pieces])
+    groups = (list(group) for _, group in itertools.groupby(pieces, key=lambda piece: id(piece.table)))
+    rows = [group[0].table.frame[list(options.static_covariates)].iloc[[int(p.rows[0]) for p in group]] for group in groups]
+    firsts: pd.DataFrame = pd.concat(rows, ignore_index=True)
     columns, names = [], []
     for name in options.static_covariates:
         values: Any = pd.to_numeric(firsts[name], errors="coerce")
-        if values.notna().all():
+        if values.notna().all() if trained is None else name in trained:
             columns, names = [*columns, values.to_numpy(np.float32)], [*names, name]
             continue
-        for level in sorted(firsts[name].astype(str).unique()):
-            columns.append((firsts[name].astype(str) == level).to_numpy(np.float32))
-            names.append(f"{name}={level}")
+        texts, prefix = firsts[name].astype(str), f"{name}="
+        levels = sorted(texts.unique())
+        if trained is not None:
+            levels = [known.removeprefix(prefix) for known in trained if known.startswith(prefix)]
+            strange = np.flatnonzero(~texts.isin(levels).to_numpy())
+            if len(strange):
+                piece = pieces[int(strange[0])]
+                raise DataError(
+                    f"{piece.where(0)}: {texts.iloc[strange[0]]!r} in {name!r} (data.static_covariates) is absent from train, "
+                    f"which has {', '.join(levels[:20])}"
+                )
+        for level in levels:
+            columns.append((texts == level).to_numpy(np.float32))
+            names.append(f"{prefix}{level}")
     return np.stack(columns, 1), names
 
 

@@ -98,8 +98,9 @@ def _dates(series: SeriesSet, val_start: str | None, test_start: str | None) -> 
     bounds = []
     for option, text in (("val_start", val_start), ("test_start", test_start)):
         try:
+            # As text: a bare 2018 would be nanoseconds since 1970.
             bounds.append(
-                int(text) if series.frequency.kind == "index" else pd.DatetimeIndex([text]).to_numpy("datetime64[ns]")[0]
+                int(text) if series.frequency.kind == "index" else pd.DatetimeIndex([str(text)]).to_numpy("datetime64[ns]")[0]
             )
         except ValueError:
             raise ConfigError(f"data.{option}={text!r} is no time; write it like 2018-01-01 or 2018-01-01 12:00") from None

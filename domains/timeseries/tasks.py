@@ -168,8 +168,12 @@ class Imputation(Task):
         return {"name": "forecast", "horizon": self.length, "output": "point", "rank": self.rank, "dropout": self.dropout}
 
     def scored(self, batch: Batch) -> Tensor:
-        """Targets (B, L, C) with NaN at whatever does not count."""
-        return batch["targets"].masked_fill(~batch["hidden"], torch.nan)
+        """Targets (B, L, C) with NaN at whatever does not count: what was shown, or is another window's."""
+        return batch["targets"].masked_fill(~self.asked(batch), torch.nan)
+
+    def asked(self, batch: Batch) -> Tensor:
+        """(B, L, C) values to fill in; where windows share steps, in the first of them alone."""
+        return batch["hidden"] & batch["fresh"].unsqueeze(-1) if "fresh" in batch else batch["hidden"]
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         truth_BLC = self.scored(batch)
@@ -186,7 +190,7 @@ class Imputation(Task):
     def predictions(self, outputs: Tensor, batch: Batch) -> dict[str, np.ndarray]:
         """One row per hidden value of the windows marked in `report`; the index is `(window * L + step) * C + channel`."""
         chosen_B = batch["report"]
-        hidden = batch["hidden"][chosen_B].flatten(1).cpu().numpy()
+        hidden = self.asked(batch)[chosen_B].flatten(1).cpu().numpy()
         index = batch["index"][chosen_B].cpu().numpy()[:, None] * hidden.shape[1] + np.arange(hidden.shape[1])
         filled = outputs[chosen_B][..., 0].float().flatten(1).cpu().numpy()
         found = {"index": index[hidden], "forecast": filled[hidden]}

@@ -161,11 +161,20 @@ def build_policy(policy: str, size: Sequence[int]) -> Any:
     options = {"translate_const": int(min(size) * 0.45), "img_mean": (124, 116, 104)}
     builders = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
     try:
-        return builders.get(policy.split("-")[0], auto_augment_transform)(policy, options)
+        found = builders.get(policy.split("-")[0], auto_augment_transform)(policy, options)
     except (AssertionError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"data.auto_augment={policy!r} is no policy of timm's ({error}); such as rand-m9-mstd0.5-inc1"
         ) from None
+    for operation in getattr(found, "ops", None) or [one for several in found.policy for one in several]:
+        if operation.name.startswith("Posterize"):
+            operation.level_fn = at_least_one_bit(operation.level_fn)
+    return found
+
+
+def at_least_one_bit(level: Callable[..., tuple[int]]) -> Callable[..., tuple[int]]:
+    """A level of posterizing that keeps a bit: timm's strongest keep none, which Pillow refuses from version 13 on."""
+    return lambda magnitude, options: (max(1, level(magnitude, options)[0]),)
 
 
 @contextmanager

@@ -37,7 +37,10 @@ def label_baselines(splits: dict[str, PixelRows], task: Task, seed: int) -> dict
     for name, rows in splits.items():
         features[name], what = pixel_features(rows, sample[name])
     predicted = linear_predictions(
-        features, {name: np.asarray(rows.labels)[sample[name]] for name, rows in splits.items()}, task.name
+        features,
+        {name: np.asarray(rows.labels)[sample[name]] for name, rows in splits.items()},
+        task.name,
+        len(getattr(task, "labels", [])),
     )
     if predicted is None:
         return found
@@ -47,10 +50,11 @@ def label_baselines(splits: dict[str, PixelRows], task: Task, seed: int) -> dict
 
 
 def constant_prediction(labels: np.ndarray, n_classes: int, task: str) -> Tensor:
-    """The same answer for every row, (1, O): the majority class, the labels' shares, or the mean."""
+    """The same answer for every row, (1, O): the classes' or labels' shares in train, or the mean."""
     if task == "classification":
+        # Shares, of which the majority is the largest: the five most frequent classes are its top five.
         counts = np.bincount(labels, minlength=n_classes)
-        return F.one_hot(torch.tensor([int(counts.argmax())]), n_classes).float()
+        return torch.from_numpy(counts / counts.sum()).float()[None]
     return torch.from_numpy(labels.mean(0, keepdims=True)).float()
 
 
@@ -76,7 +80,9 @@ def pixel_features(rows: PixelRows, index: np.ndarray) -> tuple[np.ndarray, str]
     return np.stack(found), f"{video}{small[0]} x {small[1]} pixels"
 
 
-def linear_predictions(features: dict[str, np.ndarray], labels: dict[str, np.ndarray], task: str) -> np.ndarray | None:
+def linear_predictions(
+    features: dict[str, np.ndarray], labels: dict[str, np.ndarray], task: str, n_classes: int
+) -> np.ndarray | None:
     """Test predictions of a linear model whose strength of regularisation was chosen on val; None where none can be fitted."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -101,7 +107,7 @@ def linear_predictions(features: dict[str, np.ndarray], labels: dict[str, np.nda
     if task == "multilabel":
         return np.asarray(probabilities)
     # A class that the sample of train lacks has probability zero.
-    full = np.zeros((len(probabilities), int(max(part.max() for part in labels.values())) + 1))
+    full = np.zeros((len(probabilities), n_classes))
     full[:, best[-1].classes_] = probabilities
     return full
 

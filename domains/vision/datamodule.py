@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from longseq.backbone import Backbone
 from longseq.domains.base import DomainData, Row
@@ -27,7 +28,9 @@ from longseq.domains.vision.sources import ReadOptions, Records, Source, read_so
 from longseq.domains.vision.tasks import MaskedPatch
 from longseq.domains.vision.tokenizer import CellTokenizer, PixelValues, StemTokenizer, default_patch
 from longseq.domains.vision.video import Clips, make_clips
+from longseq.embeddings_vision import class_place
 from longseq.errors import ConfigError, DataError
+from longseq.layers.scan_orders import Reordered
 
 LABELLED = ("classification", "multilabel", "regression")
 TASKS = (*LABELLED, "lm", "masked_patch")
@@ -198,7 +201,12 @@ class VisionData(DomainData):
         self.channels = self._channels or int(train.sizes[:, 3].max())
         self._count_changes(records)
         size = self.tokenizer.size
-        measured = preparation.pixel_statistics(train, self.channels, size, self.resize, self.seed)
+        *measured, brightest = preparation.pixel_statistics(train, self.channels, size, self.resize, self.seed)
+        if brightest < preparation.DARK:
+            self.counts["dark"] = (
+                f"the brightest pixel seen in train is {brightest} of 255; of files with 16 bits the upper half is read, so "
+                "fewer bits (a camera's 12) want scaling to the whole range first"
+            )
         self.mean, self.std = (
             list(own) if own is not None else m for own, m in zip((self._mean, self._std), measured, strict=True)
         )
@@ -285,6 +293,11 @@ class VisionData(DomainData):
             converted = int((channels != self.channels).sum())
             if converted:
                 self.counts[f"converted in {name}"] = f"{converted} of {len(part)} to {'RGB' if self.channels == 3 else 'grey'}"
+            paged = 0 if self.video else int((frames > 1).sum())
+            if paged:
+                self.counts[f"first page alone in {name}"] = (
+                    f"{paged} of {len(part)} files hold several images (pages of a TIFF, frames of an animation)"
+                )
             short = int((frames < (self.frames - 1) * self.frame_stride + 1).sum()) if self.video else 0
             if short:
                 self.counts[f"shorter than a clip in {name}"] = f"{short} of {len(part)}; their last frame is repeated"
@@ -354,6 +367,11 @@ class VisionData(DomainData):
         return self.tokenizer.grid
 
     @property
+    def grid_token(self) -> int | None:
+        """Place of the class token in the sequence."""
+        return None if self.class_token is None else class_place(self.class_token, self.tokenizer.length + 1)
+
+    @property
     def max_length(self) -> int:
         """The most positions of a row in any split."""
         return max(int(rows.lengths.max()) for rows in self.splits.values())
@@ -420,11 +438,21 @@ class VisionData(DomainData):
                 "task=masked_patch fills in cells from all sides, but this backbone sees only those before: "
                 "add backbone.bidirectional=true"
             )
-        if backbone.causal and self.class_token in ("front", "middle"):
+        orders = [layer for layer in backbone.modules() if isinstance(layer, Reordered)]
+        # In front of every order, a token of causal layers sees nothing whatever the orders are.
+        blind = bool(orders) and self.class_token == "front" and all(layer.mixer.causal for layer in orders)
+        if blind or (backbone.causal and self.class_token in ("front", "middle")):
             raise ConfigError(
                 f"data.class_token={self.class_token} sees only what stands before it in a causal backbone: set "
                 "data.class_token=end or null, or backbone.bidirectional=true"
             )
+
+        if orders and self.permutation_seed is not None:
+            raise ConfigError(
+                "data.permutation_seed puts the pixels into an order of its own, where rows and columns mean nothing: set it "
+                "or backbone.scan_orders to null"
+            )
+        check_grid(self, backbone)
 
     def head_options(self, backbone: Backbone, head: dict[str, Any]) -> dict[str, Any]:
         del backbone
@@ -481,6 +509,19 @@ class VisionData(DomainData):
         if self.video:
             names["first_frame"] = rows.clips.starts[index].tolist()
         return names
+
+
+def check_grid(data: VisionData, network: nn.Module) -> None:
+    """Raises ConfigError if some split has another grid of cells than the orders in which the network's layers read it."""
+    known = next((layer.grid for layer in network.modules() if isinstance(layer, Reordered)), None)
+    for name in data.splits:
+        found = data.rows(name).tokenizer.grid
+        if known is not None and found != known:
+            cells, own = (" x ".join(map(str, grid)) for grid in (found, known))
+            raise ConfigError(
+                f"the images of {name} have {cells} cells, but backbone.scan_orders are orders of {own}: leave data.test_size "
+                "out, or train without scan_orders"
+            )
 
 
 def check_options(

@@ -27,7 +27,7 @@ def class_names(train: Records) -> tuple[str, ...]:
             f"{train.where(0)} and the others: {len(names)} different labels in {len(train)} records are too many; "
             "name another column with data.label_column"
         )
-    if all(name.lstrip("-").isdigit() for name in names):
+    if all(name.removeprefix("-").isdecimal() for name in names):
         return tuple(sorted(names, key=int))
     return tuple(sorted(names))
 

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longseq.domains.base import DomainModule
+from longseq.domains.base import DomainData, DomainModule
 from longseq.domains.tasks import Batch, Classification
+from longseq.domains.vision.datamodule import VisionData, check_grid
 from longseq.errors import ConfigError
 
 
@@ -33,6 +34,15 @@ class VisionModule(DomainModule):
 
             # Smoothing is the task's own.
             self.mix = Mixup(mixup, cutmix, prob=mix_prob, label_smoothing=0.0, num_classes=len(self.task.labels))
+
+    def prepare(self, data: DomainData) -> None:
+        if isinstance(data, VisionData):
+            check_grid(data, self.model)
+
+    def on_test_start(self) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, VisionData):
+            check_grid(data, self.model)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         before = self.tokens

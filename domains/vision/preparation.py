@@ -1,6 +1,6 @@
 """From records to splits that can be trained on: bad files found, splits made, sizes chosen, statistics measured."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +16,8 @@ from longseq.errors import ConfigError, DataError
 
 # Up to so many images and videos are gone through before training; of more, only the headers are read.
 CHECKED_FILES = 2000
+# Pixels that are all darker than this were probably not scaled to the range of their file's type.
+DARK = 32
 # The side that mixed or large images are brought to unless data.size says otherwise.
 DEFAULT_SIDES = {"pixel": 32, "patch": 224, "tubelet": 112}
 LARGEST_OWN_SIDE = 384
@@ -35,11 +37,10 @@ def scan(records: Records, on_bad: str) -> tuple[Records, list[str]]:
     """
     store = records.store
     thorough = on_bad == "skip" or len(records) <= CHECKED_FILES
-    look: Callable[[int], Header] = store.check if thorough else store.header
 
     def outcome(item: int) -> Header | DataError:
         try:
-            return look(item)
+            return store.check(item, every_frame=on_bad == "skip") if thorough else store.header(item)
         except DataError as error:
             return error
 
@@ -164,11 +165,14 @@ def nearest_multiple(side: int, unit: int) -> int:
 
 def pixel_statistics(
     records: Records, channels: int, size: Sequence[int], resize: str, seed: int
-) -> tuple[list[float], list[float]]:
-    """Mean and deviation of each channel between 0 and 1, over a sample of the records' first, middle and last frames."""
+) -> tuple[list[float], list[float], int]:
+    """Mean and deviation of each channel between 0 and 1, over a sample of the records' first, middle and last frames.
+
+    The third is the brightest value of the sample, in bytes.
+    """
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(records))[:STATISTICS_ROWS]
-    total, squares, count = np.zeros(channels), np.zeros(channels), 0
+    total, squares, count, brightest = np.zeros(channels), np.zeros(channels), 0, 0
     for row in rows.tolist():
         n_frames = int(records.sizes[row, 0])
         frames = (
@@ -177,9 +181,10 @@ def pixel_statistics(
             else [0]
         )
         pixels = fit_size(fit_channels(records.store.read(int(records.items[row]), frames), channels), size, resize)
+        brightest = max(brightest, int(pixels.max()))
         values = pixels.reshape(-1, channels).astype(np.float64) / 255
         total, squares, count = total + values.sum(0), squares + np.square(values).sum(0), count + len(values)
     mean = total / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
     # Rounded, so that config.json stays legible; a constant channel is not divided by zero.
-    return [round(float(m), 6) for m in mean], [round(float(s), 6) if s > 1e-4 else 1.0 for s in std]
+    return [round(float(m), 6) for m in mean], [round(float(s), 6) if s > 1e-4 else 1.0 for s in std], brightest

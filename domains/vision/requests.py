@@ -19,6 +19,9 @@ MOST_PIXELS = 50_000_000
 # Of all frames of an animation, which are decoded one after the other.
 MOST_ANIMATED = 10 * MOST_PIXELS
 IMAGES = (".png", ".jpg", ".jpeg")
+# What such a file may really be. Pillow goes by the contents alone, and hands some of the kinds that it knows to other
+# programs, such as PostScript to Ghostscript, which must not run on what strangers send.
+DECODERS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 # What files begin with, and where. Decoders of videos go by the contents alone, and some kinds, such as playlists, name
 # other files, which must not be opened.
 BEGINNINGS: Mapping[str, tuple[int, tuple[bytes, ...]]] = {
@@ -73,7 +76,7 @@ class Requests(BaseRequests):
             return
         try:
             # The size stands in front; other questions to the file may decode all of it.
-            with Image.open(path) as image:
+            with Image.open(path, formats=DECODERS) as image:
                 width, height = image.size
         except DECODE_ERRORS as error:
             raise DataError(f"{path}: cannot be decoded as an image ({error})") from None

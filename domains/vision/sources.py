@@ -118,7 +118,7 @@ def read_source(source: Source, options: ReadOptions) -> dict[str, Records]:
         raise DataError(f"{path}: there is no such file or folder")
     if path.is_dir():
         return read_folder(path, options)
-    if bare_suffix(path) in TABLES and "idx" not in path.name:
+    if bare_suffix(path) in TABLES:
         return read_table(path, options)
     return {split: from_arrays(found, options) for split, found in read_array_file(path, options).items()}
 
@@ -157,9 +157,12 @@ def from_arrays(found: LabelledArrays, options: ReadOptions) -> Records:
 
 
 def label_text(labels: np.ndarray) -> np.ndarray:
-    """Labels as text; 3.0 is 3."""
-    if labels.dtype.kind == "f" and np.array_equal(labels, np.rint(labels)):
-        labels = labels.astype(np.int64)
+    """Labels as text; 3.0 is 3, and NaN is no label."""
+    if labels.dtype.kind == "f":
+        known = np.isfinite(labels)
+        whole = np.array_equal(labels[known], np.rint(labels[known]))
+        numbers = np.where(known, labels, 0).astype(np.int64) if whole else labels
+        return np.where(known, np.array([str(number) for number in numbers.tolist()], dtype=object), "")
     return np.array([label.decode() if isinstance(label, bytes) else str(label) for label in labels.tolist()], dtype=object)
 
 
@@ -238,13 +241,18 @@ def table_records(
     names = [str(cell).strip() for cell in frame[path_column]]
     if "" in names:
         raise DataError(f"{places[names.index('')]}: no path in the column {path_column!r}")
-    paths = [root / name for name in names]
+    paths = [root / posix_name(name, root) for name in names]
     store = VideoStore(paths, places) if options.video else ImageFiles(paths, places)
     labels = frame[label_columns].to_numpy(dtype=object) if label_columns else None
     if labels is not None and len(label_columns) == 1:
         labels = labels[:, 0]
     groups = frame[options.group_column].to_numpy(dtype=object) if options.group_column else None
     return Records(store, np.arange(len(frame)), labels, tuple(map(str, label_columns)) or ("label",), groups)
+
+
+def posix_name(name: str, root: Path) -> str:
+    """A path as Windows writes it (photos\\1.png) with the separators of other systems, unless a file has that very name."""
+    return name if "\\" not in name or (root / name).exists() else name.replace("\\", "/")
 
 
 def table_splits(column: Any, records: Records, path: Path) -> dict[str, Records]:
@@ -273,18 +281,23 @@ def read_folder(folder: Path, options: ReadOptions) -> dict[str, Records]:
         arrays = idx_folder(folder) or cifar_folder(folder)
         if arrays:
             return {split: from_arrays(found, options) for split, found in arrays.items()}
-    parts = {
-        SPLITS[child.name.lower()]: child
-        for child in sorted(folder.iterdir())
-        if child.is_dir() and child.name.lower() in SPLITS
-    }
+    parts = split_folders(folder)
     if parts:
         return {split: class_folders(child, options) for split, child in parts.items()}
     return {"all": class_folders(folder, options)}
 
 
+def split_folders(folder: Path) -> dict[str, Path]:
+    """The folders of train, val and test in a folder; none where such a name is a class, as `train` is beside `bus`."""
+    children = [child for child in sorted(folder.iterdir()) if child.is_dir() and not child.name.startswith(".")]
+    parts = {SPLITS[child.name.lower()]: child for child in children if child.name.lower() in SPLITS}
+    # Beside folders of other names, splits are told from classes by the classes that they hold.
+    alone = len(parts) == len(children)
+    return parts if alone or any(entry.is_dir() for child in parts.values() for entry in child.iterdir()) else {}
+
+
 def class_folders(folder: Path, options: ReadOptions) -> Records:
-    """One folder per class; files that lie in the folder itself have no label.
+    """One folder per class; files that lie in the folder itself have no label, and are passed over if a class is wanted.
 
     Raises:
         DataError: if there is no file of the expected kinds.
@@ -307,7 +320,13 @@ def class_folders(folder: Path, options: ReadOptions) -> Records:
             f"{folder}: found no {'videos' if options.video else 'images'} ({', '.join(suffixes)}); "
             "expected one folder per class" + (", in it video files, or a folder of frames per video" if options.video else "")
         )
-    known = all(label is not None for label in labels)
+    known = any(label is not None for label in labels)
+    if known and options.label_column is not None and None in labels:
+        # A contact sheet beside the classes' folders does not take the labels of all others away.
+        ignored["outside of the classes' folders"] = labels.count(None)
+        paths = [path for path, label in zip(paths, labels, strict=True) if label is not None]
+        labels = [label for label in labels if label is not None]
+    known = known and None not in labels
     store = VideoStore(paths) if options.video else ImageFiles(paths)
     return Records(store, np.arange(len(paths)), np.array(labels, dtype=object) if known else None, ignored=dict(ignored))
 

@@ -18,7 +18,7 @@ DECODE_ERRORS = (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFEr
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of an item without decoding it: frames (1 for an image), height and width in pixels, 1 or 3 channels."""
+    """What is known of an item before it is decoded: frames (of an image its pages), height and width in pixels, channels."""
 
     frames: int
     height: int
@@ -56,12 +56,17 @@ class Store(ABC):
             DataError: if the item cannot be decoded.
         """
 
-    def check(self, index: int) -> Header:
+    def check(self, index: int, *, every_frame: bool = False) -> Header:
         """The header, after making sure that the whole item can be read.
+
+        Args:
+            index: of the item.
+            every_frame: decode all of a video file too, which takes long.
 
         Raises:
             DataError: if it cannot.
         """
+        del every_frame
         self.read(index)
         return self.header(index)
 
@@ -93,7 +98,8 @@ class ImageFiles(Store):
                 # A camera held upright says so in the file instead of turning the pixels.
                 turned = image.getexif().get(0x0112, 1) >= 5
                 width, height = image.size[::-1] if turned else image.size
-                return Header(1, height, width, 1 if image.mode in GRAY_MODES else 3)
+                # Pages of a TIFF, frames of an animation: of images the first is read.
+                return Header(int(getattr(image, "n_frames", 1)), height, width, 1 if image.mode in GRAY_MODES else 3)
         except DECODE_ERRORS as error:
             raise self._bad(index, error) from None
 
@@ -161,7 +167,8 @@ class ArrayStore(Store):
         item = item[np.asarray(frames)] if self.video else item[None]
         return np.ascontiguousarray(as_bytes(item[..., : min(3, item.shape[-1])], self.scales[part]))
 
-    def check(self, index: int) -> Header:
+    def check(self, index: int, *, every_frame: bool = False) -> Header:
+        del every_frame
         return self.header(index)
 
 
@@ -196,18 +203,19 @@ def value_scale(array: np.ndarray, source: str) -> float | None:
         return None
     if array.dtype == np.bool_:
         return 255.0
-    if array.dtype == np.uint16:
-        return 255.0 / 65535.0
     if array.dtype.kind not in "fiu" or array.size == 0:
         raise DataError(f"{source}: found values of type {array.dtype}; expected pixels as uint8, or floats from 0 to 1")
     blocks = [array[start : start + 256] for start in range(0, len(array), 256)]
     low, high = min(float(block.min()) for block in blocks), max(float(block.max()) for block in blocks)
+    if array.dtype == np.uint16 and high > 255:
+        return 255.0 / 65535.0
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 255:
         raise DataError(
             f"{source}: found values from {low:.4g} to {high:.4g}; expected pixels from 0 to 255, or from 0 to 1 without NaN "
             "(undo a normalisation that was applied before: it is learned from train and part of the model)"
         )
-    return 255.0 if high <= 1.0 and array.dtype.kind == "f" else 1.0
+    # Black and white as 0 and 1, or shares.
+    return 255.0 if high <= 1.0 else 1.0
 
 
 def as_bytes(item: np.ndarray, scale: float | None) -> np.ndarray:
@@ -219,7 +227,10 @@ def as_bytes(item: np.ndarray, scale: float | None) -> np.ndarray:
 
 def as_pixels(image: Image.Image) -> np.ndarray:
     """A PIL image as uint8 (H, W, 1) or (H, W, 3); transparency is dropped, 16 bits become 8."""
-    if image.mode.startswith("I") or image.mode == "F":
+    if image.mode.startswith("I;16"):
+        # Whatever its brightest pixel: a dark image must not become as bright as the others.
+        return as_bytes(np.asarray(image), 255.0 / 65535.0)[..., None]
+    if image.mode == "I" or image.mode == "F":
         values = np.asarray(image, dtype=np.float32)
         # Such files hold anything up to 16 bits, or shares from 0 to 1.
         top = float(values.max(initial=0.0))

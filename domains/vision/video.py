@@ -42,6 +42,8 @@ VIDEOS = (
     ".npy",
     ".npz",
 )
+# A file whose frames end before this share of what its header promises is cut off.
+SHORTEST = 0.9
 # Videos whose frames' times are remembered; a long film's are some megabytes.
 REMEMBERED = 256
 
@@ -84,8 +86,12 @@ class VideoStore(Store):
     def header(self, index: int) -> Header:
         return self.open(index).header()
 
-    def check(self, index: int) -> Header:
-        return self.open(index).check()
+    def check(self, index: int, *, every_frame: bool = False) -> Header:
+        opened = self.open(index)
+        found = opened.check()
+        if every_frame and isinstance(opened, VideoFile):
+            opened.decode_all()
+        return found
 
     def read(self, index: int, frames: Sequence[int] = (0,)) -> np.ndarray:
         return self.open(index).read(frames)
@@ -177,8 +183,15 @@ class VideoFile:
         self.path, self.where = path, where
         self._found: tuple[np.ndarray, np.ndarray] | None = None
         self.numbered = False
-        with self._opened() as (_, stream):
+        self.ends_s: float | None = None
+        self.held, self.whole = 0, False
+        with self._opened() as (container, stream):
             self.promised = int(stream.frames)
+            # Only these say what is shown of them; of others the duration is estimated from what is there.
+            shown_us = container.duration if "mp4" in container.format.name else None
+            self.shown_s = None if shown_us is None else shown_us / 1e6
+            # Matroska counts no frames, but says how long each stream is.
+            self.promised_s = seconds(stream.metadata.get("DURATION", ""))
             gray = stream.codec_context.pix_fmt is not None and stream.codec_context.pix_fmt.startswith("gray")
             self.size = (int(stream.codec_context.height), int(stream.codec_context.width), 1 if gray else 3)
 
@@ -205,11 +218,19 @@ class VideoFile:
         if self._found is None:
             with self._opened() as (container, stream):
                 # The last packet only flushes the decoder.
-                packets = [(packet.pts, packet.is_keyframe) for packet in container.demux(stream) if packet.size]
+                packets = [(p.pts, p.is_keyframe, p.duration or 0, p.is_discard) for p in container.demux(stream) if p.size]
+                base = stream.time_base
             # Raw streams know no times: their frames are numbered, and decoded from the first on.
-            self.numbered = any(time is None for time, _ in packets)
-            stamps = range(len(packets)) if self.numbered else [time for time, _ in packets]
-            keys = [] if self.numbered else [time for time, key in packets if key]
+            self.held = len(packets)
+            self.numbered = any(time is None for time, *_ in packets)
+            # What was trimmed away without encoding anew stays in the file for decoding, but is not shown.
+            stamps = range(len(packets)) if self.numbered else [time for time, _, _, hidden in packets if not hidden]
+            keys = [] if self.numbered else [time for time, key, *_ in packets if key]
+            if packets and base is not None and not self.numbered:
+                self.ends_s = float(max(time + lasts for time, _, lasts, _ in packets) * base)
+                # A header counts what was trimmed away, too, but not as time: a whole file goes on to its end.
+                near_s = float(2 * max(lasts for _, _, lasts, _ in packets) * base)
+                self.whole = self.shown_s is not None and self.ends_s + near_s >= self.shown_s
             self._found = np.sort(np.array(stamps, dtype=np.int64)), np.sort(np.array(keys, dtype=np.int64))
         return self._found
 
@@ -217,18 +238,40 @@ class VideoFile:
         return Header(self.promised or len(self.times), *self.size)
 
     def check(self) -> Header:
-        if len(self.times) < self.promised or not len(self.times):
+        if not len(self.times) or (self.held < self.promised and not self.whole):
+            raise self._lies(self.held)
+        if self.promised_s and self.ends_s is not None and self.ends_s < SHORTEST * self.promised_s:
             raise DataError(
-                f"{self.where}: the header promises {self.promised} frames, the file holds {len(self.times)}: it is truncated "
-                "or damaged; replace it, or set data.on_bad=skip"
+                f"{self.where}: the header promises {self.promised_s:.1f} s, the last frame ends after {self.ends_s:.1f} s: it "
+                "is truncated or damaged; replace it, or set data.on_bad=skip"
             )
         return Header(len(self.times), *self.size)
 
+    def decode_all(self) -> None:
+        """Decodes every frame without keeping any.
+
+        Raises:
+            DataError: if one cannot be decoded.
+        """
+        times, wanted = set(), set(self.times.tolist())
+        with self._opened() as (_, stream):
+            for number, frame in enumerate(stream.container.decode(stream)):
+                times.add(number if self.numbered else frame.pts)
+        if missing := wanted - times:
+            place = int(np.searchsorted(self.times, min(missing)))
+            raise DataError(
+                f"{self.where}: frame {place} of {len(self.times)} cannot be decoded: the file is truncated or damaged; "
+                "replace it, or set data.on_bad=skip"
+            )
+
     def read(self, frames: Sequence[int]) -> np.ndarray:
-        wanted = sorted(set(map(int, frames)))
         times, keys = self._index()
+        if self.whole and len(times):
+            # The header counts what was trimmed away.
+            frames = np.minimum(frames, len(times) - 1).tolist()
+        wanted = sorted(set(map(int, frames)))
         if wanted[-1] >= len(times):
-            raise self._lies(len(times))
+            raise self._lies(self.held)
         before = keys[keys <= times[wanted[0]]]
         found = self._decode(wanted, int(before[-1]) if len(before) else None)
         if len(found) < len(wanted) and len(before):
@@ -272,6 +315,12 @@ def import_av() -> Any:
             "reading video files needs the package av: pip install 'longseq[video]' (frame folders and GIFs do not)"
         ) from None
     return av
+
+
+def seconds(text: str) -> float | None:
+    """The seconds of `00:01:02.500000000`; None for anything else."""
+    found = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", text.strip())
+    return None if found is None else int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
 
 
 def natural_key(path: Path) -> list[tuple[int, int, str]]:

@@ -1,5 +1,10 @@
 """Caduceus: bidirectional Mamba for DNA, exactly equivariant to the reverse complement.
 
+Equation: y = W_out (scan_f(W_in x) + scan_r(W_in x)), Mamba from the left and from the right, on both strands;
+          so f(R x) = R f(x) for the reverse complement R, which reverses positions and channels.
+Good at DNA where strands mean the same, such as variants and regulatory regions. Not for generation, for it sees both sides,
+and not Mamba with reverse-complement augmentation, which is only nearly equivariant.
+
 Paper: Caduceus: Bi-Directional Equivariant Long-Range DNA Sequence Modeling, https://arxiv.org/abs/2403.03234.
 """
 
@@ -54,6 +59,8 @@ class BiMambaMixer(Mixer):
     ) -> None:
         super().__init__()
         self.d_model = d_model
+        if expand < 1:
+            raise ValueError(f"expand must be at least 1, found {expand}")
         d_inner = expand * d_model
         self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=bias)
         self.forward_ssm, self.reverse_ssm = (

@@ -1,5 +1,10 @@
 """CNN: gated dilated convolutions, which remain hard to beat on DNA and are the cheapest backbone here.
 
+Equation: y = W (gelu(a * x) sigmoid(b * x))
+          with kernels a and b of few taps, whose dilation doubles from layer to layer.
+Good at motifs: what stands near decides, as on DNA. Not Hyena, whose convolutions reach everywhere, and not the short
+convolution in front of a state-space model.
+
 Paper: Revisiting Convolution Architecture in the Realm of DNA Foundation Models (ConvNova), https://arxiv.org/abs/2502.18538.
 """
 
@@ -10,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longseq.backbone import Mixer, State, zero_padding
+from longseq.layers.compaction import Compaction, rows_from
 from longseq.registry import register_backbone
 
 
@@ -121,10 +127,15 @@ class DilatedConv(Mixer):
     def forward_chunk(self, x_BLD: Tensor, state: State, mask_BL: Tensor | None = None) -> tuple[Tensor, State]:
         if not self.causal:
             raise self.cannot_step()
-        x_BLD = zero_padding(x_BLD, mask_BL)
-        whole_BLD = torch.cat((state.to(x_BLD.dtype), x_BLD), dim=1)
-        kept_BLD = whole_BLD[:, x_BLD.shape[1] :].to(state.dtype)
-        return self._gate(self._convolve(whole_BLD)), kept_BLD
+        if mask_BL is None:
+            whole_BLD = torch.cat((state.to(x_BLD.dtype), x_BLD), dim=1)
+            kept_BLD = whole_BLD[:, x_BLD.shape[1] :]
+            return self._gate(self._convolve(whole_BLD)), kept_BLD.to(state.dtype)
+        # A row's last inputs are its last real ones, wherever the chunk's padding stands.
+        compaction = Compaction(mask_BL)
+        whole_BLD = torch.cat((state.to(x_BLD.dtype), compaction.to_front(x_BLD)), dim=1)
+        kept_BLD = rows_from(whole_BLD, compaction.count_B, self.reach)
+        return compaction.to_place(self._gate(self._convolve(whole_BLD))), kept_BLD.to(state.dtype)
 
     def extra_repr(self) -> str:
         return f"dilation={self.dilation}, causal={self.causal}, separable={self.separable}"

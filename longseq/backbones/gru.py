@@ -1,5 +1,10 @@
 """GRU: the gated recurrent network, the baseline that every newer recurrent backbone has to beat.
 
+Equation: h_t = (1 - z_t) n_t + z_t h_{t-1}, with gates z_t and r_t = sigmoid(linear(x_t, h_{t-1}))
+          n_t = tanh(W x_t + b + r_t (U h_{t-1} + c)); the output is h_t.
+Good at short sequences and small models. Not a state-space model: the recurrence is nonlinear, so it cannot run in parallel
+over the length.
+
 Paper: Learning Phrase Representations using RNN Encoder-Decoder, https://arxiv.org/abs/1406.1078.
 """
 

@@ -1,5 +1,10 @@
 """Hyena: long convolutions with implicit filters, between gates that depend on the data.
 
+Equation: v <- k * (x1 v) + b x1 v, a convolution as long as the sequence, with kernels k(lag) from a small network
+          y = W (x0 v), where x0, x1 and v are short convolutions of the input.
+Good at DNA and other sequences of known greatest length. Not a state-space model: its state is the whole gated past, and the
+kernels do not depend on the input.
+
 Paper: Hyena Hierarchy, https://arxiv.org/abs/2302.10866; HyenaDNA, https://arxiv.org/abs/2306.15794, whose checkpoints this
 layer holds: `filter.layers`, `filter.freq` and `filter.output` are the published `filter_fn.implicit_filter` with its one
 shared frequency, and `filter.deltas` and `filter.bias` are `filter_fn.modulation.deltas` and `filter_fn.bias`.
@@ -180,6 +185,8 @@ class HyenaMixer(Mixer):
         for name, value, least in (
             ("max_length", max_length, 1),
             ("order", order, 2),
+            ("filter_order", filter_order, 1),
+            ("num_inner_mlps", num_inner_mlps, 0),
             ("short_filter_order", short_filter_order, 1),
         ):
             if value < least:

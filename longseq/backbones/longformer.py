@@ -1,5 +1,10 @@
 """Longformer: attention over a sliding window, with a few tokens that see and are seen by everything.
 
+Equation: y_i = sum_j softmax_j(q_i k_j / sqrt(P)) v_j over |i - j| <= window and the global positions j
+          y_g likewise over all j for a global token g, with projections of its own.
+Good at documents, whose meaning is local but for a few tokens. Not full attention with a mask, which costs O(L^2), and not
+attention in blocks: every position has its own window.
+
 Paper: Longformer: The Long-Document Transformer, https://arxiv.org/abs/2004.05150.
 """
 
@@ -10,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from longseq.backbone import Mixer, State, zero_padding
+from longseq.layers.compaction import Compaction, rows_from
 from longseq.layers.rotary import Rotary
 from longseq.ops.window_attention import window_attention
 from longseq.registry import register_backbone
@@ -143,10 +149,20 @@ class Longformer(Mixer):
     def forward_chunk(self, x_BLD: Tensor, state: State, mask_BL: Tensor | None = None) -> tuple[Tensor, State]:
         if not self.causal:
             raise self.cannot_step()
-        x_BLD = zero_padding(x_BLD, mask_BL)
+        if mask_BL is None:
+            return self._continue(x_BLD, state, None)
+        # A row's window holds its real positions alone, wherever the chunk's padding stands.
+        compaction = Compaction(mask_BL)
+        y_BLD, state = self._continue(compaction.to_front(zero_padding(x_BLD, mask_BL)), state, compaction.count_B)
+        return compaction.to_place(y_BLD), state
+
+    def _continue(self, x_BLD: Tensor, state: State, count_B: Tensor | None) -> tuple[Tensor, State]:
+        """The next positions of each row; the first `count` of them are real."""
         length, reach = x_BLD.shape[1], state["key"].shape[1]
         q_BLHP, k_BLHP, v_BLHP = (self._heads(layer(x_BLD)) for layer in (self.query, self.key, self.value))
-        real_BL = x_BLD.new_ones(x_BLD.shape[:2]) if mask_BL is None else mask_BL
+        real_BL = x_BLD.new_ones(x_BLD.shape[:2])
+        if count_B is not None:
+            real_BL = (torch.arange(length, device=x_BLD.device) < count_B.unsqueeze(1)).to(x_BLD.dtype)
         fresh = {"key": k_BLHP, "value": v_BLHP, "real": real_BL}
         # The state keeps keys unrotated: distances alone matter, so no position is ever counted or runs out of digits.
         k_BMHP, v_BMHP, real_BM = (torch.cat((state[name].to(x.dtype), x), dim=1) for name, x in fresh.items())
@@ -161,7 +177,8 @@ class Longformer(Mixer):
             mask_BL=real_BM.bool(),
         )
         whole = {"key": k_BMHP, "value": v_BMHP, "real": real_BM}
-        kept = {name: x[:, length:].to(state[name].dtype) for name, x in whole.items()}
+        cut = {name: x[:, length:] if count_B is None else rows_from(x, count_B, reach) for name, x in whole.items()}
+        kept = {name: x.to(state[name].dtype) for name, x in cut.items()}
         return self.out_proj(y_BLHP.flatten(-2)), kept
 
     def _project(

@@ -1,5 +1,10 @@
 """Mamba: selective state spaces, linear in length, with a state of fixed size.
 
+Equation: h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t
+          y_t = (C_t h_t + D x_t) silu(z_t), where dt, B, C and the gate z are functions of the input.
+Good at long sequences of symbols (DNA, text, audio tokens) of which few matter, and at streams. Not S4 or S4D, whose dynamics
+do not depend on the input, and not Mamba-2, where all channels of a head share one decay.
+
 Paper: Mamba: Linear-Time Sequence Modeling with Selective State Spaces, https://arxiv.org/abs/2312.00752. The parameters
 carry the published names: in_proj, conv1d, x_proj, dt_proj, A_log, D, out_proj.
 """
@@ -12,8 +17,8 @@ from torch import Tensor, nn
 
 from longseq.backbone import Mixer, State, zero_padding
 from longseq.layers.selective_ssm import SelectiveSSM, default_dt_rank
+from longseq.ops.autocast import without_autocast
 from longseq.ops.selective_scan import Implementation
-from longseq.ops.selective_scan.chunked import without_autocast
 from longseq.registry import register_backbone
 
 
@@ -72,6 +77,8 @@ class MambaMixer(SelectiveSSM, Mixer):
         bcdt_norm_eps: float = 1e-6,
         implementation: Implementation = "auto",
     ) -> None:
+        if expand < 1:
+            raise ValueError(f"expand must be at least 1, found {expand}")
         super().__init__(
             expand * d_model,
             d_state=d_state,

@@ -1,5 +1,10 @@
 """Mamba-2: state spaces whose decay is one scalar per head, computed as matrix products (state-space duality).
 
+Equation: h_t = exp(dt_t a) h_{t-1} + dt_t x_t B_t^T for each head, h being (P, N) and the rate a one number
+          y_t = rms_norm((h_t C_t + D x_t) silu(z_t)), where dt, B, C and the gate z are functions of the input.
+Good at what Mamba is good at, with larger states and faster on matrix units. Not Mamba, where each channel has N decays of its
+own, and not linear attention, which forgets nothing.
+
 Paper: Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State Space Duality,
 https://arxiv.org/abs/2405.21060. The parameters carry the published names: in_proj, conv1d, dt_bias, A_log, D, norm, out_proj.
 """
@@ -106,6 +111,8 @@ class Mamba2Mixer(Mixer):
         implementation: Implementation = "auto",
     ) -> None:
         super().__init__()
+        if expand < 1:
+            raise ValueError(f"expand must be at least 1, found {expand}")
         self.d_inner, self.d_state, self.d_conv = expand * d_model, d_state, d_conv
         head_dim = min(64, self.d_inner) if head_dim is None else head_dim
         self.head_dim, self.n_groups = head_dim, n_groups
@@ -228,7 +235,7 @@ class Mamba2Mixer(Mixer):
 
 
 def _limits(dt_limit: Sequence[float | None]) -> tuple[float, float]:
-    low, high = (math.inf if limit is None else float(limit) for limit in dt_limit)
-    if len(dt_limit) != 2 or not 0.0 <= low <= high or low == math.inf:
+    limits = [math.inf if limit is None else float(limit) for limit in dt_limit]
+    if len(limits) != 2 or not 0.0 <= limits[0] <= limits[1] or limits[0] == math.inf:
         raise ValueError(f"dt_limit must be (low, high) with 0 <= low <= high, found {tuple(dt_limit)}")
-    return low, high
+    return limits[0], limits[1]

@@ -1,5 +1,10 @@
 """S4: a linear state-space model per channel whose transition is HiPPO-LegS, a diagonal plus a rank-one term.
 
+Equation: (1 - dt/2 A) h_t = (1 + dt/2 A) h_{t-1} + dt B x_t with A = diag(lambda) - P P* (h' = A h + B x, bilinear rule)
+          y_t = 2 Re(C h_t) + D x_t, for each channel.
+Good at smooth signals (sound, sensors) over long spans, also at another sampling rate. Not S4D, which leaves P out, and not
+Mamba, whose dynamics depend on the input.
+
 Paper: Efficiently Modeling Long Sequences with Structured State Spaces, https://arxiv.org/abs/2111.00396.
 """
 

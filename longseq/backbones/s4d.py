@@ -1,5 +1,10 @@
 """S4D: a diagonal linear state-space model per channel; time-invariant, so a convolution and a recurrence at once.
 
+Equation: h_t = exp(dt A) h_{t-1} + (exp(dt A) - 1) A^-1 B x_t with a diagonal complex A (zero-order hold)
+          y_t = 2 Re(C h_t) + D x_t, for each channel.
+Good at smooth signals (sound, sensors), also at another sampling rate; cheaper than S4 and about as good. Not S4, whose A has a
+rank-one term besides, and not Mamba, whose dynamics depend on the input.
+
 Paper: On the Parameterization and Initialization of Diagonal State Space Models, https://arxiv.org/abs/2206.11893.
 """
 

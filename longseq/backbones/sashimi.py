@@ -1,5 +1,9 @@
 """SaShiMi: state-space layers at several resolutions, pooled in time and causal at every one, for raw waveforms.
 
+Equation: y = layers(x + up(shift(inner(down(x))))), inner being the same again at a coarser resolution,
+          where `shift` hands a group's coarse position to the next group.
+Good at raw sound: modelling and generating it. Not a U-net for whole signals, whose pooling looks ahead.
+
 Paper: It's Raw! Audio Generation with State-Space Models, https://arxiv.org/abs/2202.09729.
 """
 
@@ -14,7 +18,7 @@ from torch.nn import functional as F
 from longseq.backbone import Backbone, Block, State, zero_padding
 from longseq.layers.compaction import Compaction
 from longseq.layers.norms import build_norm
-from longseq.layers.segments import find_segments, pack, segment_mask, unpack
+from longseq.layers.segments import find_segments, number_segments, pack, segment_mask, unpack
 from longseq.registry import create_mixer, register_backbone
 
 
@@ -108,7 +112,7 @@ class SaShiMi(Backbone):
 
     def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None, segment_ids_BL: Tensor | None = None) -> Tensor:
         self.check_input(x_BLD, mask_BL, segment_ids_BL)
-        x_BLD = zero_padding(x_BLD, mask_BL)
+        x_BLD, segment_ids_BL = zero_padding(x_BLD, mask_BL), number_segments(segment_ids_BL, mask_BL)
         if segment_ids_BL is not None:
             # Pools must begin where documents do, so each gets a row of its own.
             segments = find_segments(segment_ids_BL)

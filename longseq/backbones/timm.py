@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from longseq.backbone import Backbone, zero_padding
 from longseq.layers.marks import mark
+from longseq.layers.segments import number_segments
 from longseq.registry import register_backbone
 
 
@@ -72,7 +73,7 @@ class TimmEncoder(Backbone):
     def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None, segment_ids_BL: Tensor | None = None) -> Tensor:
         self.check_input(x_BLD, mask_BL, segment_ids_BL)
         x_BLD = zero_padding(x_BLD, mask_BL)
-        seen_B1LM = _seen(mask_BL, segment_ids_BL)
+        seen_B1LM = _seen(mask_BL, number_segments(segment_ids_BL, mask_BL))
         for block in self.blocks:
             x_BLD = block(x_BLD, attn_mask=seen_B1LM)
         return zero_padding(self.norm(x_BLD), mask_BL)

@@ -1,5 +1,10 @@
 """Transformer: full attention with rotary positions, the baseline that long-sequence backbones are measured against.
 
+Equation: y = softmax(q k^T / sqrt(P)) v
+          with q and k turned by angles that grow with the position.
+Good at up to some thousand positions, and at exact recall; O(L^2) beyond. Not Longformer, which sees a window, and not timm's
+encoders, which have no positions of their own and no causal form.
+
 Papers: Attention Is All You Need, https://arxiv.org/abs/1706.03762; RoFormer, https://arxiv.org/abs/2104.09864.
 """
 
@@ -102,7 +107,10 @@ class FullAttention(Mixer):
         x_BLD = zero_padding(x_BLD, mask_BL)
         length, n_seen = x_BLD.shape[1], state["key"].shape[1]
         position_M = torch.arange(n_seen + length, device=x_BLD.device)
-        q_BLHP, k_BLHP, v_BLHP = self._project(x_BLD, position_M[n_seen:])
+        # Rows count their own real positions: padding between two chunks moves nothing apart.
+        n_before_B1 = state["real"].sum(1, keepdim=True).long()
+        rank_BL = position_M[:length].unsqueeze(0) if mask_BL is None else (mask_BL.cumsum(1) - 1).clamp(min=0)
+        q_BLHP, k_BLHP, v_BLHP = self._project(x_BLD, n_before_B1 + rank_BL)
         real_BL = x_BLD.new_ones(x_BLD.shape[:2]) if mask_BL is None else mask_BL
         fresh = {"key": k_BLHP, "value": v_BLHP, "real": real_BL}
         state = {name: torch.cat((state[name], x.to(state[name].dtype)), dim=1) for name, x in fresh.items()}

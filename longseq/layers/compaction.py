@@ -46,6 +46,12 @@ class Compaction:
         return y_BLX.gather(1, _like(index_B1, y_BLX)).squeeze(1)
 
 
+def rows_from(x_BMX: Tensor, start_B: Tensor, size: int) -> Tensor:
+    """(B, size, ...): `size` positions of each row from its own start on, which must all exist."""
+    index_BS = start_B.unsqueeze(1) + torch.arange(size, device=x_BMX.device)
+    return x_BMX.gather(1, _like(index_BS, x_BMX))
+
+
 def _unsqueezed(index_BL: Tensor, x_BLX: Tensor) -> Tensor:
     return index_BL.view(*index_BL.shape, *(1,) * (x_BLX.dim() - 2))
 

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from longseq.layers.gated_output import GatedOutput
+from longseq.layers.held_operators import HeldOperators
 from longseq.layers.hippo import log_uniform
 from longseq.layers.marks import mark
 from longseq.ops.diagonal_ssm.blocks import ChunkOperators, run_chunks
 from longseq.ops.diagonal_ssm.lti import run_lti
+from longseq.ops.tracing import runs_eagerly
 
 # Published rate of the recurrence's parameters: faster training makes it unstable, decay pulls it from its spectrum.
 SSM_LR = 1e-3
 # Chunk of materialized operators; that which a traced graph of any length uses.
 MATERIALIZED_CHUNK = 256
-# Lengths of chunks whose operators are kept for the next one of the same length.
-HELD = 8
 
 
 class Continuous(NamedTuple):
@@ -89,8 +89,7 @@ class LinearSSM(nn.Module):
         self.D = mark(nn.Parameter(torch.randn(d_model)), weight_decay=0.0)
         self.output = GatedOutput(d_model, inner_dropout, tie_dropout)
         self.materialized: list[str] = []
-        self._held: dict[int, ChunkOperators] = {}
-        self._held_for: tuple[object, ...] = ()
+        self._held = HeldOperators()
 
     @abstractmethod
     def run(
@@ -143,6 +142,8 @@ class LinearSSM(nn.Module):
     def init_state(self, batch_size: int) -> Tensor:
         """Zeros (B, D, N, 2): the real and imaginary parts of the state."""
         self._check_causal()
+        if runs_eagerly(self.C):
+            self._held.forget_changed()
         dtype = torch.promote_types(self.C.dtype, torch.float32)
         return torch.zeros(batch_size, *self.C.shape[1:], dtype=dtype, device=self.C.device)
 
@@ -156,22 +157,17 @@ class LinearSSM(nn.Module):
 
     def _may_hold(self, x_BLD: Tensor) -> bool:
         """Whether operators can be kept from chunk to chunk: streams of short ones, outside of training."""
-        plain = not (self.training or torch.is_grad_enabled() or torch.compiler.is_compiling())
+        if self.training or torch.is_grad_enabled() or not (runs_eagerly(x_BLD) and runs_eagerly(self.C)):
+            return False
         # Autocast would lower the products; tensors made in inference mode do not say whether they were changed.
-        plain &= not torch.is_autocast_enabled(x_BLD.device.type) and not self.C.is_inference()
-        return plain and x_BLD.shape[1] <= self.chunk_size and x_BLD.dtype != torch.float64
+        if torch.is_autocast_enabled(x_BLD.device.type) or self.C.is_inference():
+            return False
+        return x_BLD.shape[1] <= self.chunk_size and x_BLD.dtype != torch.float64
 
     def _run_held(self, x_BLD: Tensor, state_BDN2: Tensor) -> tuple[Tensor, Tensor]:
         """The model over one chunk, whose operators are made once per length and set of parameters."""
-        made_for = (self.rate, self.C.device, *((id(p), p._version) for p in self.parameters(recurse=False)))
-        if made_for != self._held_for:
-            self._held, self._held_for = {}, made_for
-        length = x_BLD.shape[1]
-        if length not in self._held:
-            if len(self._held) >= HELD:
-                self._held.pop(next(iter(self._held)))
-            self._held[length] = self.chunk_operators(0, length)
-        operators = self._held[length]
+        parameters = self.parameters(recurse=False)
+        operators = self._held.get(self.rate, parameters, x_BLD.shape[1], lambda size: self.chunk_operators(0, size))
         y_BLD, states_DBcM = run_chunks(x_BLD, operators, state_BDN2.to(operators.taps_DT.dtype).flatten(2))
         y_BLD = y_BLD + self.D.to(y_BLD.dtype) * x_BLD.to(y_BLD.dtype)
         return y_BLD.to(x_BLD.dtype), states_DBcM[:, :, -1].transpose(0, 1).unflatten(2, (-1, 2))

@@ -1,5 +1,8 @@
 """Marks that a parameter carries for the optimiser; `longseq.optim` builds the parameter groups from them."""
 
+import copy
+from typing import Any, Self
+
 from torch import nn
 
 MARK = "optimizer_mark"
@@ -24,3 +27,16 @@ def mark_all(module: nn.Module, *, weight_decay: float | None = None, max_lr: fl
     for parameter in module.parameters():
         mark(parameter, weight_decay=weight_decay, max_lr=max_lr)
     return module
+
+
+class KeepsMarks(nn.Module):
+    """A module whose copies by `copy.deepcopy` keep the marks: torch copies a parameter without its attributes."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        for own, copied in zip(self.parameters(), new.parameters(), strict=True):
+            if hasattr(own, MARK):
+                setattr(copied, MARK, dict(getattr(own, MARK)))
+        return new

@@ -6,6 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 from longseq.backbone import Backbone, Mixer, Stack, zero_padding
 from longseq.layers.row_order import RowOrder
+from longseq.layers.segments import number_segments
 
 
 class ReverseComplement(Backbone):
@@ -53,6 +54,7 @@ class ReverseComplement(Backbone):
 
     def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None, segment_ids_BL: Tensor | None = None) -> Tensor:
         self.check_input(x_BLD, mask_BL, segment_ids_BL)
+        segment_ids_BL = number_segments(segment_ids_BL, mask_BL)
         order = RowOrder(mask_BL, segment_ids_BL)
         first_BLD, second_BLD = zero_padding(x_BLD, mask_BL).chunk(2, dim=-1)
         # Both strands as rows, each in its own reading direction.

@@ -121,6 +121,7 @@ class Reordered(Mixer):
         order: see `scan_order`.
         grid: (H, W) or (T, H, W).
         n_prefix: tokens in front of the cells, such as a class token.
+        token: place in the sequence of one token that is no cell, where it stays in every order; None for none.
 
     Raises:
         ValueError: when the sequence is not as long as the grid with its prefix.
@@ -133,13 +134,16 @@ class Reordered(Mixer):
     permutation: Tensor
     inverse: Tensor
 
-    def __init__(self, mixer: Mixer, order: str, grid: Sequence[int], n_prefix: int = 0) -> None:
+    def __init__(self, mixer: Mixer, order: str, grid: Sequence[int], n_prefix: int = 0, token: int | None = None) -> None:
         super().__init__()
         self.mixer = mixer
         self.order = order
         self.grid = tuple(int(size) for size in grid)
         prefix_L = torch.arange(n_prefix)
         order_L = torch.cat((prefix_L, scan_order(order, self.grid) + n_prefix))
+        if token is not None:
+            order_L = order_L + (order_L >= token)
+            order_L = torch.cat((order_L[:token], torch.tensor([token]), order_L[token:]))
         # Both follow from the options, so a checkpoint need not hold them.
         self.register_buffer("permutation", order_L, persistent=False)
         self.register_buffer("inverse", inverse_order(order_L), persistent=False)
@@ -178,9 +182,11 @@ class Reordered(Mixer):
         return f"order={self.order!r}, grid={self.grid}"
 
 
-def alternate_orders(mixers: Sequence[Mixer], orders: Sequence[str], grid: Sequence[int], n_prefix: int = 0) -> list[Mixer]:
+def alternate_orders(
+    mixers: Sequence[Mixer], orders: Sequence[str], grid: Sequence[int], n_prefix: int = 0, token: int | None = None
+) -> list[Mixer]:
     """Gives successive mixers the orders in turn; `cross` stands for the four reads of `CROSS`."""
     names = [name for order in orders for name in (CROSS if order == "cross" else (order,))]
     if not names:
         raise ValueError("scan_orders is empty: name at least one order, such as raster")
-    return [Reordered(mixer, names[i % len(names)], grid, n_prefix) for i, mixer in enumerate(mixers)]
+    return [Reordered(mixer, names[i % len(names)], grid, n_prefix, token) for i, mixer in enumerate(mixers)]

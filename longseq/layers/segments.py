@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from longseq.ops.causal_conv1d.chunked import number_runs
+
 
 class Segments(NamedTuple):
     """Where each packed position goes when every segment gets a row of its own.
@@ -20,6 +22,15 @@ class Segments(NamedTuple):
     column_BL: Tensor
     n_rows: int
     length: int
+
+
+def number_segments(segment_ids_BL: Tensor | None, mask_BL: Tensor | None) -> Tensor | None:
+    """A row's documents numbered from 0, padding with the document before it.
+
+    An id that comes back behind another document then names a document of its own, also to mixers that compare ids and not
+    neighbours.
+    """
+    return None if segment_ids_BL is None else number_runs(segment_ids_BL, mask_BL)
 
 
 def find_segments(segment_ids_BL: Tensor) -> Segments:

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longseq.layers.marks import mark
+from longseq.ops.autocast import without_autocast
 from longseq.ops.causal_conv1d import causal_conv1d
 from longseq.ops.selective_scan import Implementation, selective_scan, selective_scan_step
-from longseq.ops.selective_scan.chunked import without_autocast
 
 
 class SelectiveSSM(nn.Module):

@@ -1,24 +1,25 @@
 """The audio part of predict.py."""
 
 import argparse
-import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from longseq.pipelines.predict_scripts.shared import InputError, Model, Row, needed, records
+from longseq.pipelines.predict_scripts.answers import records
+from longseq.pipelines.predict_scripts.shared import InputError, Model, Row
 from longseq.pipelines.predict_scripts.transcripts import transcript
+from longseq.pipelines.predict_scripts.waves import read_other, read_wav, resample
 
 # -- behind this line goes into predict.py
 
 
-SOUND = (".wav", ".flac", ".ogg", ".mp3", ".opus")
+SOUND = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".au", ".w64", ".caf")
 
 
 class Domain:
-    """Reads wav files of 8 to 32 bits by the standard library, and with soundfile flac, ogg and mp3; or folders of them.
+    """Reads wav files of whole and real numbers, and with soundfile flac, ogg and mp3; or folders of them.
 
     Several channels are averaged, and other rates brought to the model's.
 
@@ -52,23 +53,37 @@ class Domain:
         self.stride = max(1, round(embedding["hop_s"] * self.rate)) if "hop_s" in embedding else int(np.prod(strides or [1]))
 
     def rows(self, path: Path) -> Iterator[Row]:
-        """One row per file; those that are too long give their middle."""
+        """One row per file; where one answer is for all of it, those that are too long give their middle."""
         if path.is_dir():
             for file in sorted(file for file in path.rglob("*") if file.suffix.lower() in SOUND):
-                yield self.row(file, str(file.relative_to(path)))
+                yield from self.file(file, str(file.relative_to(path)))
         else:
-            yield self.row(path, path.name)
+            yield from self.file(path, path.name)
 
-    def row(self, path: Path, name: str) -> Row:
-        """One file."""
+    def file(self, path: Path, name: str) -> Iterator[Row]:
+        """One file; in windows if the model was trained on windows and answers for them as wholes."""
         samples, rate = read_wav(path) if path.suffix.lower() == ".wav" else read_other(path)
-        longest = -(-len(samples) * self.rate // rate)
-        longest = min(longest, self.model.longest or longest)
+        reading = self.model.config.get("reading", {})
+        if self.model.along or reading.get("on_long") != "window" or not reading.get("clip_s"):
+            yield self.row(samples, rate, name, 0)
+            return
+        size = round(reading["clip_s"] * rate)
+        hop = max(1, round((reading.get("hop_s") or reading["clip_s"]) * rate))
+        starts = list(range(0, max(1, len(samples) - size + 1), hop))
+        if len(samples) > size and starts[-1] + size < len(samples):
+            starts.append(len(samples) - size)
+        for start in starts:
+            yield self.row(samples[start : start + size], rate, name, start)
+
+    def row(self, samples: np.ndarray, rate: int, name: str, place: int) -> Row:
+        """A stretch of a file."""
+        start, stop = self.model.middle(-(-len(samples) * self.rate // rate))
         # Cut before it is resampled, as in training.
-        most = min(len(samples), int(np.ceil(longest * rate / self.rate)))
-        start = (len(samples) - most) // 2
-        sound = resample(samples[start : start + most], rate, self.rate)[:longest]
-        names = {"id": name, "start_s": 0.0, "duration_s": round(len(samples) / rate, 4)}
+        most = min(len(samples), int(np.ceil((stop - start) * rate / self.rate)))
+        first = (len(samples) - most) // 2
+        sound = resample(samples[first : first + most], rate, self.rate)[: stop - start]
+        start_s, duration_s = np.round(np.array([place, len(samples)]) / rate, 4).tolist()
+        names = {"id": name, "start_s": start_s, "duration_s": duration_s}
         return Row(names, mulaw(sound) if self.levels else sound)
 
     def records(self, model: Model, row: Row, answer: np.ndarray) -> Iterator[dict[str, Any]]:
@@ -77,72 +92,6 @@ class Domain:
             yield {**row.names, "prediction": transcript(answer, model.config["vocabulary"], self.beams)}
         else:
             yield from records(model, row, answer)
-
-
-def read_wav(path: Path) -> tuple[np.ndarray, int]:
-    """Samples between -1 and 1, channels averaged, and their rate."""
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
-    try:
-        with wave.open(str(path), "rb") as file:
-            rate, width, channels, count = file.getframerate(), file.getsampwidth(), file.getnchannels(), file.getnframes()
-            data = file.readframes(count)
-    except (wave.Error, EOFError) as error:
-        hint = "convert it: ffmpeg -i IN -c:a pcm_s16le OUT.wav"
-        raise InputError(f"{path}: no wav file of whole numbers ({error}); {hint}") from None
-    if len(data) < count * width * channels:
-        raise InputError(f"{path}: truncated, {count * width * channels - len(data)} bytes fewer than its header promises")
-    if not count:
-        raise InputError(f"{path}: holds no samples")
-    if width == 3:
-        # The upper three bytes of four.
-        packed = np.zeros((count * channels, 4), dtype=np.uint8)
-        packed[:, 1:] = np.frombuffer(data, dtype=np.uint8).reshape(-1, 3)
-        values = packed.reshape(-1).view("<i4").astype(np.float32) / 2**31
-    elif width == 1:
-        values = (np.frombuffer(data, dtype=np.uint8).astype(np.float32) - 128) / 128
-    else:
-        values = np.frombuffer(data, dtype=f"<i{width}").astype(np.float32) / np.float32(2 ** (8 * width - 1))
-    return values.reshape(-1, channels).mean(1, dtype=np.float32), rate
-
-
-def read_other(path: Path) -> tuple[np.ndarray, int]:
-    """The same for a file of another format."""
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
-    soundfile: Any = needed("soundfile")
-    try:
-        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
-    except RuntimeError as error:
-        raise InputError(f"{path}: cannot be read as sound ({error})") from None
-    if not len(samples):
-        raise InputError(f"{path}: holds no samples")
-    return samples.mean(1), int(rate)
-
-
-def resample(samples: np.ndarray, rate: int, wanted: int, width: int = 6, rolloff: float = 0.99) -> np.ndarray:
-    """Samples at another rate, by a sinc filter of `width` zero crossings under a Hann window.
-
-    Args:
-        samples: (T,).
-        rate: of the samples, in Hz.
-        wanted: the new rate.
-        width: zero crossings on either side.
-        rolloff: cutoff, as a share of half the lower rate.
-    """
-    if rate == wanted:
-        return samples
-    common = int(np.gcd(rate, wanted))
-    old, new = rate // common, wanted // common
-    base = min(old, new) * rolloff
-    reach = int(np.ceil(width * old / base))
-    # Times, in old samples, from each of the `new` phases of an output to the inputs around it.
-    times = np.arange(-reach, reach + old)[None, :] / old - np.arange(new)[:, None] / new
-    times = np.clip(times * base, -width, width)
-    kernels = np.sinc(times) * np.cos(times * np.pi / width / 2) ** 2 * (base / old)
-    padded = np.pad(samples.astype(np.float64), (reach, reach + old))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, kernels.shape[1])[::old]
-    return (frames @ kernels.T).reshape(-1)[: -(-len(samples) * new // old)].astype(np.float32)
 
 
 def mulaw(samples: np.ndarray) -> np.ndarray:

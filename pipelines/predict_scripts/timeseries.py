@@ -2,46 +2,31 @@
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from longseq.pipelines.predict_scripts.shared import InputError, Model, Row, read_csv, records
-from longseq.pipelines.predict_scripts.times import MONTHS, PERIODS, clock, continued, is_text, number, show, step_of, times_of
+from longseq.pipelines.predict_scripts.answers import records
+from longseq.pipelines.predict_scripts.series import Series, SeriesTables, wave
+from longseq.pipelines.predict_scripts.shared import InputError, Model, Row
+from longseq.pipelines.predict_scripts.tables import Table, read_table
+from longseq.pipelines.predict_scripts.times import (
+    PERIODS,
+    clock,
+    is_text,
+    number,
+    show,
+    times_of,
+)
 
 # -- behind this line goes into predict.py
 
 
-TIME_COLUMNS = ("ds", "date", "datetime", "timestamp", "time")
+LABEL_NAMES = ("label", "class", "target", "y")
 
 
-@dataclass
-class Series:
-    """One series on its regular grid.
-
-    Attributes:
-        name: its id.
-        times: (T,) datetime64[ns], or integers.
-        values: (T, C), NaN where nothing was observed.
-        cells: its columns as text, for covariates.
-        length: rows up to the last observation.
-    """
-
-    name: str
-    times: np.ndarray
-    values: np.ndarray
-    cells: dict[str, list[str]]
-    length: int
-
-    @property
-    def whole_days(self) -> bool:
-        """Whether its times are days, without hours."""
-        return bool((self.times == self.times.astype("datetime64[D]")).all()) if self.times.dtype.kind == "M" else False
-
-
-class Domain:
+class Domain(SeriesTables):
     """Reads csv and tsv tables of series: wide (a column of times, one column per channel) or long (unique_id, ds, y).
 
     Forecasts what follows the last row of each series, or with `--origins` what follows each time of that file.
@@ -58,16 +43,16 @@ class Domain:
     def add_options(parser: argparse.ArgumentParser) -> None:
         """What only series have."""
         parser.add_argument("--time-column", help="the column of times")
-        parser.add_argument("--id-column", default="unique_id", help="names the series of long tables")
+        parser.add_argument("--id-column", help="names the series of long tables; as in training if unset, else unique_id")
         parser.add_argument("--origins", help="a table with a column last_observed (and id): forecast from each of these times")
-        parser.add_argument("--unlabelled", action="store_true", help="lines of series hold values alone, no label in front")
+        parser.add_argument(
+            "--unlabelled", action="store_true", help="lines of series hold values alone, whatever they look like"
+        )
 
     def __init__(self, model: Model, options: Any) -> None:
-        self.model, self.options = model, options
+        super().__init__(model.config, options)
+        self.model = model
         self.lookback = int(model.config["embedding"]["lookback"])
-        self.about = model.config.get("series") or {}
-        self.channels, self.covariates = self.about.get("channels", []), self.about.get("covariates", [])
-        self.targets = self.about.get("targets", self.channels)
         self.horizon = int(model.config.get("horizon", 0))
 
     def rows(self, path: Path) -> Iterator[Row]:
@@ -87,6 +72,9 @@ class Domain:
 
     def window(self, series: Series, origin: int) -> Row:
         """What the model reads to forecast from a row on."""
+        least = int(self.reading.get("min_lookback") or max(1, self.lookback // 4))
+        if origin < least:
+            raise InputError(f"series {series.name}: {origin} steps of history, and a forecast needs {least}")
         past = np.full((self.lookback, len(self.channels)), np.nan, dtype=np.float32)
         seen = series.values[max(0, origin - self.lookback) : origin]
         past[self.lookback - len(seen) :] = seen
@@ -109,26 +97,42 @@ class Domain:
             yield Row({"id": series.name}, window, (times, start - first))
 
     def labelled(self, path: Path) -> Iterator[Row]:
-        """One series a line, a label in front unless there is none."""
-        first, rows = read_csv(path)
-        skip = 0 if self.options.unlabelled else 1
+        """One series a line; a label in front, or in a column of such a name, is passed over."""
+        table = read_table(path, header=False)
+        first = table.rows[0]
         # A header is a first line whose second cell is no number.
-        header = len(first) > 1 and is_text(first[1])
-        for line, row in enumerate(rows if header else [first, *rows], start=2 if header else 1):
-            values = np.array([number(cell, f"{path}, line {line}") for cell in row[skip:]], dtype=np.float32)
+        header = is_text(first[min(1, len(first) - 1)])
+        skip = self.label_place(table, header)
+        for line, cells in list(zip(table.lines, table.rows, strict=True))[1 if header else 0 :]:
+            kept = [cell for i, cell in enumerate(cells) if i != skip]
+            values = np.array([number(cell, f"{path}, line {line}", self.decimal) for cell in kept], dtype=np.float32)
+            if np.isnan(values).all():
+                raise InputError(f"{path}, line {line}: no value")
             padded = np.full((self.lookback, 1), np.nan, dtype=np.float32)
             padded[: len(values), 0] = values[: self.lookback]
             yield Row({"id": f"{path}, line {line}"}, padded)
 
+    def label_place(self, table: Table, header: bool) -> int | None:
+        """Where the labels stand: in a column named so; else in the first one, if it holds nothing but labels of the model."""
+        if self.options.unlabelled:
+            return None
+        if header:
+            names = [name.lower() for name in table.rows[0]]
+            return next((i for i, name in enumerate(names) if name in LABEL_NAMES), None)
+        texts = {row[0] for row in table.rows}
+        if all(is_text(text) for text in texts):
+            return 0
+        known = {*self.model.labels, *(str(float(label)) for label in self.model.labels if not is_text(label))}
+        # As many numbers as the model reads steps are a series.
+        return 0 if len(table.header) != self.lookback and {*texts} <= known else None
+
     def origins(self) -> list[tuple[str | None, str]]:
         """Series and time of each forecast that is asked for, each once."""
         path = Path(self.options.origins)
-        header, rows = read_csv(path)
-        if "last_observed" not in header:
-            raise InputError(f"{path}: there is no column last_observed, it has {', '.join(header)}")
-        name = header.index("id") if "id" in header else None
-        place = header.index("last_observed")
-        return list(dict.fromkeys((None if name is None else row[name], row[place]) for row in rows))
+        table = read_table(path)
+        place = table.place("last_observed", "--origins")
+        name = table.header.index("id") if "id" in table.header else None
+        return list(dict.fromkeys((None if name is None else row[name], row[place]) for row in table.rows))
 
     def places(self, series: Series, origins: list[tuple[str | None, str]]) -> Iterator[int]:
         """The row behind each origin of a series."""
@@ -149,77 +153,36 @@ class Domain:
         skip, inside = max(0, -first), max(0, min(count, len(series.times) - first))
         ahead = self.after(series, max(0, first), count - skip)
         for i, name in enumerate(self.covariates):
-            base, _, wave = name.rpartition("_")
             column, _, level = name.partition("=")
             if name in series.cells:
-                values = np.array([number(cell, name) for cell in series.cells[name]])
+                values = np.array([number(cell, f"column {name}", self.decimal) for cell in series.cells[name]])
                 rows[skip:inside, i] = values[first + skip : first + inside]
-                if len(set(series.cells[name])) == 1:
-                    rows[:, i] = values[0]
+                known = values[~np.isnan(values)]
+                if len(known) and (known == known[0]).all() and name not in self.reading.get("known_covariates", ()):
+                    rows[:, i] = known[0]
                 elif inside < count:
                     raise InputError(
                         f"series {series.name}: {name} must be known {self.horizon} steps ahead: add rows for them"
                     )
-            elif wave in ("sin", "cos") and base in PERIODS:
+            elif wave(name):
+                base, _, kind = name.rpartition("_")
                 angle = 2 * np.pi * clock(ahead, base) / PERIODS[base]
-                rows[skip:, i] = np.sin(angle) if wave == "sin" else np.cos(angle)
+                rows[skip:, i] = np.sin(angle) if kind == "sin" else np.cos(angle)
             elif level and column in series.cells:
-                rows[:, i] = float(series.cells[column][0] == level)
+                rows[:, i] = float(self.level(series, column) == level)
             else:
                 raise InputError(f"the model reads the covariate {name!r}, and the table has no such column")
         return rows
 
-    # -- tables
-
-    def read(self, path: Path) -> Iterator[Series]:
-        """The series of a table."""
-        header, rows = read_csv(path)
-        if any(len(row) != len(header) for row in rows):
-            line = next(i for i, row in enumerate(rows, start=2) if len(row) != len(header))
-            raise InputError(f"{path}, line {line}: {len(rows[line - 2])} cells, the header has {len(header)}")
-        lowered = {name.lower(): name for name in reversed(header)}
-        time = self.options.time_column or next((lowered[name] for name in TIME_COLUMNS if name in lowered), header[0])
-        missing = [name for name in (time, *self.channels) if name not in header]
-        if missing:
-            raise InputError(f"{path}: there is no column {missing[0]!r}; it has {', '.join(header)}")
-        own = header.index(self.options.id_column) if self.options.id_column in header else None
-        groups: dict[str, list[list[str]]] = {}
-        for row in rows:
-            groups.setdefault(path.name.split(".")[0] if own is None else row[own], []).append(row)
-        for name, group in groups.items():
-            cells = {column: [row[i].strip() for row in group] for i, column in enumerate(header)}
-            yield self.series(name, times_of(cells[time], path), cells, path)
-
-    def series(self, name: str, times: np.ndarray, cells: dict[str, list[str]], path: Path) -> Series:
-        """One series, missing steps filled with NaN."""
-        if (np.diff(times).astype(np.int64) <= 0).any():
-            raise InputError(f"{path}, series {name}: its times do not rise; sort the rows and leave one of each time")
-        values = np.stack([[number(cell, f"{path}, column {c}") for cell in cells[c]] for c in self.channels], 1)
-        whole = continued(times[0], np.arange(self.steps_between(times[0], times[-1]) + 1), self.about["frequency"])
-        if len(whole) != len(times):
-            place = np.searchsorted(whole, times)
-            if place.max() >= len(whole) or (whole[place] != times).any():
-                raise InputError(f"{path}, series {name}: its times are not {self.about['frequency']} apart, as in training")
-            filled = np.full((len(whole), values.shape[1]), np.nan)
-            filled[place] = values
-            previous = np.searchsorted(times, whole, side="right") - 1
-            cells = {column: [texts[i] for i in previous] for column, texts in cells.items()}
-            times, values = whole, filled
-        seen = np.flatnonzero(~np.isnan(values[:, : len(self.targets)]).all(1))
-        return Series(name, times, values.astype(np.float32), cells, int(seen[-1]) + 1 if len(seen) else 0)
-
-    def steps_between(self, first: Any, last: Any) -> int:
-        """Steps of the model's frequency from one time to another."""
-        name = self.about["frequency"]
-        if name in MONTHS:
-            return int(last.astype("datetime64[M]") - first.astype("datetime64[M]")) // MONTHS[name]
-        if name == "business":
-            return int(np.busday_count(first.astype("datetime64[D]"), last.astype("datetime64[D]")))
-        return int(last - first) // step_of(name)
-
-    def after(self, series: Series, first: int, count: int) -> np.ndarray:
-        """The times of consecutive rows, also of those beyond the end."""
-        return continued(series.times[0], np.arange(first, first + count), self.about["frequency"])
+    def level(self, series: Series, column: str) -> str:
+        """A text that belongs to a whole series, one of those of the training."""
+        text, prefix = series.cells[column][0], f"{column}="
+        known = [name.removeprefix(prefix) for name in self.covariates if name.startswith(prefix)]
+        if text not in known:
+            raise InputError(
+                f"series {series.name}: {text!r} in column {column!r}, and in training it was {', '.join(known[:20])}"
+            )
+        return text
 
     # -- lines
 

@@ -7,24 +7,34 @@ from typing import Any
 
 import numpy as np
 
-from longseq.pipelines.predict_scripts.shared import InputError, Model, Row, needed, records
+from longseq.pipelines.predict_scripts.answers import records
+from longseq.pipelines.predict_scripts.pictures import (
+    PICTURES,
+    as_bytes,
+    fit,
+    fit_channels,
+    frame_folder,
+    open_picture,
+    read_array,
+    same_size,
+)
+from longseq.pipelines.predict_scripts.shared import InputError, Model, Row
 
 # -- behind this line goes into predict.py
 
 
-LUMA = np.array([299, 587, 114], dtype=np.uint32)
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-
-
 class Domain:
-    """Reads npy and npz arrays, and with Pillow picture files or folders of them, at any size.
+    """Reads npy and npz arrays, and with Pillow picture files or folders of them, at any size; GIFs and folders as videos.
 
     Args:
         model: the graph.
         options: of the command line.
     """
 
-    FILES = "npy or npz arrays (N, H, W[, C]), videos (N, T, H, W[, C]); with Pillow also picture files and folders of them"
+    FILES = (
+        "npy or npz arrays (N, H, W[, C]), videos ([N,] T, H, W[, C]); with Pillow also picture files and folders of them, "
+        "or of a video's frames, and GIFs"
+    )
     pad, stride = 0.0, 1
     records = staticmethod(records)
 
@@ -34,7 +44,7 @@ class Domain:
         parser.add_argument("--key", help="the array of an npz file with the images")
 
     def __init__(self, model: Model, options: Any) -> None:
-        self.model, self.key = model, options.key
+        self.model, self.key = model, options.key or model.config.get("reading", {}).get("image_key")
         tokenizer = model.config["tokenizer"]
         self.how, self.levels = tokenizer["resize"], tokenizer.get("levels")
         self.size, self.channels = tuple(tokenizer["size"]), int(tokenizer["channels"])
@@ -44,14 +54,13 @@ class Domain:
     def rows(self, path: Path) -> Iterator[Row]:
         """One row per image or video, resized as in training."""
         for name, pixels in self.read(path):
-            clip = pixels[self.chosen(len(pixels))]
-            clip = np.stack([fit(fit_channels(frame, self.channels), self.size, self.how) for frame in clip])
-            # Frames, channels, rows, columns.
-            clip = np.moveaxis(clip, -1, 1)
-            names: dict[str, Any] = {"id": name}
-            if self.video:
-                names["first_frame"] = int(self.chosen(len(pixels))[0])
-            yield Row(names, self.inputs(clip))
+            for start in self.starts(len(pixels)):
+                # What lies behind the end is the last frame.
+                chosen = np.minimum(start + self.frame_stride * np.arange(self.frames), len(pixels) - 1)
+                clip = np.stack([fit(fit_channels(frame, self.channels), self.size, self.how) for frame in pixels[chosen]])
+                names: dict[str, Any] = {"id": name} | ({"first_frame": start} if self.video else {})
+                # Frames, channels, rows, columns.
+                yield Row(names, self.inputs(np.moveaxis(clip, -1, 1)))
 
     def inputs(self, clip: np.ndarray) -> np.ndarray:
         """What the graph takes: bytes, shares of 1, or the values of a pixel model."""
@@ -61,112 +70,64 @@ class Domain:
         clip = clip if self.video else clip[0]
         return clip if self.model.dtype == "uint8" else clip.astype(np.float32) / 255
 
-    def chosen(self, count: int) -> np.ndarray:
-        """Frames of the clip from the middle of a video; a short one's last frame is repeated."""
-        span = (self.frames - 1) * self.frame_stride + 1
-        start = max(0, count - span) // 2
-        return np.minimum(start + self.frame_stride * np.arange(self.frames), count - 1)
+    def starts(self, count: int) -> list[int]:
+        """First frames of the clips of a video: of one from its middle, or of clips all along it as in training."""
+        room = max(0, count - (self.frames - 1) * self.frame_stride - 1)
+        stride = self.model.config.get("reading", {}).get("window_stride")
+        return [room // 2] if stride is None else list(range(0, room + 1, stride))
 
     def read(self, path: Path) -> Iterator[tuple[str, np.ndarray]]:
         """Names and bytes (T, H, W, C)."""
+        suffix = path.suffix.lower()
         if path.is_dir():
-            for file in sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES):
-                yield str(file), open_picture(file)
-        elif path.suffix.lower() in (".npy", ".npz"):
-            images, key = self.array(path)
-            for i, image in enumerate(as_bytes(images, path)):
-                yield f"{path.name}{key}[{i}]", self.arranged(image, path)
+            yield from self.videos(path) if self.video else self.pictures(path)
+        elif suffix in (".npy", ".npz"):
+            yield from self.arrays(path)
+        elif suffix not in PICTURES and path.is_file():
+            raise InputError(f"{path}: not read; expected {self.FILES}")
         else:
-            yield str(path), open_picture(path)
+            yield str(path), open_picture(path, self.video)
 
-    def array(self, path: Path) -> tuple[np.ndarray, str]:
-        """The images of an npy or npz file, and what names the array in it."""
-        if not path.is_file():
-            raise InputError(f"{path}: there is no such file")
-        try:
-            found = np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise InputError(f"{path}: no npy or npz file that can be read ({error})") from None
-        if isinstance(found, np.ndarray):
-            return found, ""
-        keys = [key for key in found.files if found[key].ndim >= 3]
-        key = self.key or next((k for k in keys if k in ("images", "image", "x", "data")), keys[0] if keys else None)
-        if key not in found.files:
-            raise InputError(f"{path}: no array {key!r} of images; it has {', '.join(found.files)}; name one with --key")
-        return found[key], f":{key}"
+    def pictures(self, path: Path) -> Iterator[tuple[str, np.ndarray]]:
+        """Those anywhere below a folder."""
+        for file in sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURES):
+            yield str(file), open_picture(file)
 
-    def arranged(self, image: np.ndarray, path: Path) -> np.ndarray:
-        """One item as (T, H, W, C)."""
-        dims = image.ndim - (1 if self.video else 0)
-        if dims == 2:
-            image = image[..., None]
-        elif dims == 3 and image.shape[-1] not in (1, 3, 4) and image.shape[-3] in (1, 3, 4):
-            image = np.moveaxis(image, -3, -1)
-        elif dims != 3:
-            raise InputError(f"{path}: items of shape {image.shape} are no {'videos' if self.video else 'images'}")
-        image = image[..., : min(3, image.shape[-1])]
-        return image if self.video else image[None]
+    def videos(self, path: Path) -> Iterator[tuple[str, np.ndarray]]:
+        """Folders of frames, and GIFs, anywhere below a folder or that folder itself."""
+        frames = frame_folder(path)
+        if frames:
+            yield str(path), same_size([open_picture(file)[0] for file in frames], path)
+            return
+        for child in sorted(path.iterdir()):
+            if child.is_dir():
+                yield from self.videos(child)
+            elif child.suffix.lower() == ".gif":
+                yield str(child), open_picture(child, animated=True)
 
-
-def as_bytes(images: np.ndarray, path: Path) -> np.ndarray:
-    """Pixels as uint8, from bytes, booleans, 16 bits, or floats from 0 to 1 or to 255."""
-    if images.dtype == np.uint8:
-        return images
-    if images.dtype == np.bool_:
-        scale = 255.0
-    elif images.dtype == np.uint16:
-        scale = 255.0 / 65535.0
-    else:
-        if images.dtype.kind not in "fiu" or not np.isfinite(images).all() or images.min() < 0 or images.max() > 255:
-            raise InputError(
-                f"{path}: expected pixels from 0 to 255 or from 0 to 1, without a normalisation: the model does that"
-            )
-        scale = 255.0 if images.dtype.kind == "f" and images.max() <= 1.0 else 1.0
-    return np.rint(images.astype(np.float32) * np.float32(scale)).clip(0, 255).astype(np.uint8)
+    def arrays(self, path: Path) -> Iterator[tuple[str, np.ndarray]]:
+        """The items of an array."""
+        images, key = read_array(path, self.key)
+        single = self.video and (images.ndim == 3 or (images.ndim == 4 and {images.shape[-1], images.shape[1]} & {1, 3, 4}))
+        images = images[None] if single else images
+        axis = channel_axis(images.shape, path, self.video)
+        for i, image in enumerate(as_bytes(images, path)):
+            image = image[..., None] if axis is None else np.moveaxis(image, axis - 1, -1)
+            image = image[..., : min(3, image.shape[-1])]
+            yield str(path) if single else f"{path.name}{key}[{i}]", image if self.video else image[None]
 
 
-def open_picture(path: Path) -> np.ndarray:
-    """A picture file as (1, H, W, C)."""
-    needed("PIL")
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            grey = image.mode in ("1", "L", "LA")
-            flat = image.convert("RGBA") if image.mode == "P" else image
-            pixels = np.asarray(flat.convert("L" if grey else "RGB"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a picture ({error})") from None
-    return (pixels[..., None] if grey else pixels)[None]
-
-
-def fit_channels(frame: np.ndarray, channels: int) -> np.ndarray:
-    """Grey from RGB, or RGB from grey."""
-    if frame.shape[-1] == channels:
-        return frame
-    if channels == 3:
-        return frame.repeat(3, axis=-1)
-    return ((frame.astype(np.uint32) @ LUMA + 500) // 1000).astype(np.uint8)[..., None]
-
-
-def fit(frame: np.ndarray, size: tuple[int, ...], how: str) -> np.ndarray:
-    """A frame at the model's size: cropped around the middle, squashed, or padded with black."""
-    height, width = size
-    if frame.shape[:2] == (height, width):
-        return frame
-    needed("PIL")
-    from PIL import Image
-
-    scales = (height / frame.shape[0], width / frame.shape[1])
-    scale = {"crop": max(scales), "pad": min(scales)}.get(how)
-    rows, columns = (height, width) if scale is None else (max(1, round(side * scale)) for side in frame.shape[:2])
-    picture = Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame)
-    small = np.asarray(picture.resize((columns, rows), Image.Resampling.BILINEAR))
-    small = small[..., None] if small.ndim == 2 else small
-    top, left = (rows - height) // 2, (columns - width) // 2
-    if how == "crop":
-        return small[max(0, top) :, max(0, left) :][:height, :width]
-    canvas = np.zeros((height, width, frame.shape[-1]), np.uint8)
-    canvas[max(0, -top) :, max(0, -left) :][:rows, :columns] = small[:height, :width]
-    return canvas
+def channel_axis(shape: tuple[int, ...], path: Path, video: bool) -> int | None:
+    """Which axis of an array of items holds the channels; None if there is none."""
+    extra = 1 if video else 0
+    if len(shape) == 3 + extra:
+        return None
+    if len(shape) == 4 + extra and shape[-1] in (1, 3, 4):
+        return len(shape) - 1
+    if len(shape) == 4 + extra and shape[1 + extra] in (1, 3, 4):
+        return 1 + extra
+    frames = "T, " if video else ""
+    raise InputError(
+        f"{path}: an array of shape {shape}; expected (N, {frames}H, W), (N, {frames}H, W, C) or (N, {frames}C, H, W) with C "
+        "of 1, 3 or 4"
+    )

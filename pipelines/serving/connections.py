@@ -135,6 +135,10 @@ class BoundedConnection(HttpToolsProtocol):
             self.running.disconnected = True
             self.running.message_event.set()
 
+    def send_400_response(self, msg: str) -> None:
+        """Says that what came is no request of HTTP, as JSON like every other refusal."""
+        self.refuse(Refusal(400, f"{msg} This server speaks HTTP/1.1 without TLS; see /docs"))
+
     def refuse(self, refusal: Refusal) -> None:
         """Says why, and closes the connection once the client can have read it."""
         self.refused = True
@@ -169,10 +173,10 @@ def room_for(connections: int) -> None:
 
 
 def brief(record: logging.LogRecord) -> bool:
-    """A filter of the HTTP server's log: a client's broken UTF-8 is worth a line, and no traceback."""
+    """A filter of the HTTP server's log: a client's broken UTF-8 is worth a line, a second Ctrl-C none; no traceback is."""
     if record.exc_info and isinstance(record.exc_info[1], UnicodeDecodeError):
         record.exc_info = None
-    return True
+    return "CancelledError" not in record.getMessage()
 
 
 def listen(host: str, port: int) -> socket.socket:

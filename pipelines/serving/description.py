@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from longseq.pipelines.serving.payload import media_types
+
 if TYPE_CHECKING:
     from longseq.pipelines.serving.server import ModelServer
 
@@ -13,12 +15,16 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }
     for status, text in {
         401: "the token is missing or wrong",
+        403: "a browser asks for a page of another site",
+        408: "the body came too slowly",
         413: "the body is too large",
         415: "a kind of body or file that is not taken",
         422: "the input is wrong; `error` says where",
         429: "too many requests at once; `Retry-After` says when to try again",
-        503: "the model is being loaded",
+        500: "the model failed on the input",
+        503: "the model is being loaded, or the server stops; `Retry-After` says when to try again",
         504: "no answer in time",
+        507: "no memory left for the input",
     }.items()
 }
 
@@ -36,6 +42,8 @@ def request_description(server: "ModelServer") -> dict[str, Any]:
             }
         },
     }
+    # A file may also be the body itself.
+    content |= {kind: {"schema": {"type": "string", "format": "binary"}} for kind in media_types(requests.suffixes)}
     full = {
         "name": "full",
         "in": "query",

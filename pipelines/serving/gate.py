@@ -42,18 +42,29 @@ class Gate:
             # Streams check token and origin themselves, because only an accepted websocket can be told why it is refused.
             await self.app(scope, receive, send)
             return
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
         try:
             check_origin(Headers(scope=scope))
             if scope["path"] not in OPEN:
                 check_token(Headers(scope=scope), self.token)
             if scope["method"] != "POST":
-                await self.app(scope, receive, send)
+                await self.app(scope, receive, watched)
                 return
-            await self._post(scope, receive, send)
+            await self._post(scope, receive, watched)
         except Refusal as refusal:
             await answer(send, refusal)
         except ClientGone:
             return
+        except asyncio.CancelledError:
+            # Only the server's end cancels a request: a second Ctrl-C, or `grace_s` have passed.
+            if not begun:
+                await answer(send, Refusal(503, "the server was stopped before this was answered: ask again"))
 
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._check_room()
@@ -163,8 +174,16 @@ def same(given: str, token: str) -> bool:
 def check_origin(headers: Mapping[str, str]) -> None:
     """Raises Refusal for requests that a page of another site makes a browser send."""
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+    if origin is not None and site(origin) != headers.get("host"):
         raise Refusal(403, "the request comes from a page of another site, which may not use this server")
+
+
+def site(origin: str) -> str:
+    """Host and port of a page's origin; nothing for what is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 async def answer(send: Send, refusal: Refusal) -> None:

@@ -23,6 +23,8 @@ class Refusal(Exception):  # noqa: N818  an answer, no error
         """Headers that belong to the status."""
         if self.status in (429, 503):
             return {"Retry-After": "1"}
+        if self.status == 426:
+            return {"Upgrade": "websocket"}
         return {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
 
 

@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
@@ -17,6 +18,7 @@ from longseq.pipelines.serving.limits import Refusal
 # An empty list takes 64 bytes of memory and two of a body: lists and objects are counted before they are made.
 MOST_CONTAINERS = 250_000
 MOST_FILES = 64
+FORM = "A form holds files with their names and nothing else, such as curl -F file=@input sends; values go into JSON"
 # Files that come as the body itself.
 MEDIA_TYPES = {
     "text/csv": ".csv",
@@ -52,6 +54,11 @@ class Upload:
     data: bytes
 
 
+def media_types(suffixes: Sequence[str]) -> list[str]:
+    """The kinds of bodies that are files with one of these endings."""
+    return [kind for kind, suffix in MEDIA_TYPES.items() if suffix in suffixes]
+
+
 async def uploads(request: Request, media_type: str, suffixes: Sequence[str]) -> list[Upload]:
     """The files of a form, or the body as a file.
 
@@ -68,10 +75,12 @@ async def uploads(request: Request, media_type: str, suffixes: Sequence[str]) ->
                 checked(file.filename or "", await file.read(), suffixes) for file in files if isinstance(file, UploadFile)
             ]
     # Starlette turns its own error into one of HTTP where an application is around it.
+    except HTTPException as error:
+        raise Refusal(422, f"the form cannot be read: {error.detail} {FORM}") from None
     except (MultiPartException, KeyError, ValueError) as error:
-        raise Refusal(422, f"the form cannot be read: {error}") from None
+        raise Refusal(422, f"the form cannot be read: {error} {FORM}") from None
     if not found:
-        raise Refusal(422, "the form holds no file: send one as multipart/form-data, such as curl -F file=@input")
+        raise Refusal(422, f"the form holds no file. {FORM}")
     return found
 
 
@@ -106,7 +115,8 @@ def json_object(body: bytes | str) -> dict[str, Any]:
         raise Refusal(422, f"the body is no UTF-8 text (byte {error.start}); for a file, send its own Content-Type") from None
     # Numbers of more than 4,300 digits raise a ValueError as well.
     except ValueError as error:
-        raise Refusal(422, f"the body is not valid JSON: {str(error)[:160]}") from None
+        hint = "; files are sent as forms, such as curl -F file=@input does" if isinstance(body, bytes) else ""
+        raise Refusal(422, f"the body is not valid JSON: {str(error)[:160]}{hint}") from None
     if not isinstance(found, dict):
         raise Refusal(422, f"the body must be a JSON object, found {type(found).__name__}")
     return found

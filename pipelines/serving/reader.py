@@ -127,8 +127,10 @@ class Served:
             # The name is the server's own; the client's is for messages.
             path = Path(folder) / f"upload{file.suffix}"
             path.write_bytes(file.data)
-            asked = refusing(lambda: self.requests.read_file(path), {str(path): file.name, path.name: file.name})
-        stem = Path(file.name).stem
+            stem = Path(file.name).stem
+            # Series are called like their files.
+            shown = {str(path): file.name, path.name: file.name, repr(path.stem): repr(stem)}
+            asked = refusing(lambda: self.requests.read_file(path), shown)
         for names in asked.names:
             if isinstance(names.get("id"), str):
                 names["id"] = re.sub(r"^.*\bupload(\.\w+)?$", stem, names["id"].replace(str(path), file.name))
@@ -147,7 +149,7 @@ class Served:
         asked.rows = [np.ascontiguousarray(row, dtype=self.inputs[0].dtype) for row in asked.rows]
         return asked
 
-    def chunk(self, message: Mapping[str, Any] | bytes) -> np.ndarray:
+    def chunk(self, message: Mapping[str, Any] | bytes | str) -> np.ndarray:
         """The next piece of a streamed input."""
         piece = refusing(lambda: self.requests.chunk(message))
         return np.ascontiguousarray(piece, dtype=self.inputs[0].dtype)
@@ -232,6 +234,9 @@ def refusing(call: Any, names: Mapping[str, str] | None = None) -> Any:
         raise Refusal(422, re.sub(rf"{re.escape(tempfile.gettempdir())}/longseq-\w+/", "", reason)) from None
     except Refusal:
         raise
+    except UnicodeEncodeError as error:
+        found = ascii(error.object[error.start : error.end])
+        raise Refusal(422, f"the input holds {found}, which is half of a character: write such characters whole") from None
     except Exception as error:
         # Parsers of other people's formats fail in their own ways on what is none.
         logger.warning("a request could not be read", exc_info=True)

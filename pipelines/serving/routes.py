@@ -14,7 +14,7 @@ from starlette.websockets import WebSocketDisconnect
 from longseq.pipelines.serving.description import ERRORS, request_description
 from longseq.pipelines.serving.gate import check_origin, check_token
 from longseq.pipelines.serving.limits import Refusal
-from longseq.pipelines.serving.payload import MEDIA_TYPES, json_object, uploads
+from longseq.pipelines.serving.payload import MEDIA_TYPES, json_object, media_types, uploads
 
 if TYPE_CHECKING:
     from longseq.pipelines.serving.server import ModelServer
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent
 # Reading large bodies at once would hold them all in memory several times over.
 READERS = 2
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 # The pages bring all they need; nothing in them may load or send anything elsewhere.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -38,18 +39,31 @@ def add_routes(server: "ModelServer") -> None:
     app = server.app
     # FastAPI's own pages load their scripts from elsewhere.
     app.router.routes[:] = [r for r in app.router.routes if getattr(r, "path", "") == "/openapi.json"]
+    # A redirect to /predict would answer clients that do not follow it with nothing.
+    app.router.redirect_slashes = False
     routes = Routes(server)
     described = request_description(server)
+    locked = {"security": [{"token": []}]} if server.token else {}
     app.add_api_route(
-        "/predict", routes.predict, methods=["POST"], openapi_extra=described, summary="Predict", responses=ERRORS
+        "/predict", routes.predict, methods=["POST"], openapi_extra={**described, **locked}, summary="Predict", responses=ERRORS
     )
-    app.add_api_route("/info", routes.info, summary="What is served, and its limits")
+    refused_info: dict[int | str, dict[str, Any]] = {401: ERRORS[401]} if server.token else {}
+    app.add_api_route(
+        "/info", routes.info, summary="What is served, and its limits", openapi_extra=locked, responses=refused_info
+    )
     app.add_api_route(
         "/health", routes.health, summary="Whether the model answers", responses={503: {"description": "not yet"}}
     )
     app.add_api_route("/", routes.page, include_in_schema=False)
     app.add_api_route("/docs", routes.docs, include_in_schema=False)
+    # Whoever watches a server asks for heads alone.
+    for path, answer in (("/info", routes.info), ("/health", routes.health), ("/", routes.page), ("/docs", routes.docs)):
+        app.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False)
     app.add_api_websocket_route("/stream", routes.stream)
+    app.add_api_route("/stream", routes.no_stream, methods=METHODS, include_in_schema=False)
+    if server.token:
+        # FastAPI makes it once and keeps it.
+        app.openapi().setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
     app.add_exception_handler(Refusal, refused)
     app.add_exception_handler(HTTPException, not_here)
     app.add_exception_handler(Exception, broken)
@@ -79,7 +93,7 @@ class Routes:
                 body = await request.body()
                 asked = await asyncio.to_thread(lambda: self.served.from_json(json_object(body)))
             else:
-                known = ", ".join(("application/json", "multipart/form-data", *MEDIA_TYPES))
+                known = ", ".join(("application/json", "multipart/form-data", *media_types(self.served.requests.suffixes)))
                 raise Refusal(415, f"Content-Type: {media_type[:60]} is not taken; expected one of {known}")
         outputs = await self.server.ask("rows", rows=asked.rows)
         text = await asyncio.to_thread(
@@ -103,6 +117,10 @@ class Routes:
         return Response((FOLDER / "docs.html").read_bytes(), media_type="text/html", headers=PAGE_HEADERS)
 
     # -- streams
+
+    async def no_stream(self) -> Response:
+        """What is no websocket and asks for /stream all the same."""
+        raise Refusal(426, "/stream speaks websocket: connect to it as ws://...; whole inputs go to /predict")
 
     async def stream(self, socket: WebSocket) -> None:
         """Pieces of one input in, the answers that they complete out, with the state of this connection."""
@@ -180,7 +198,7 @@ class Routes:
             check_token({"authorization": f"Bearer {given}"}, self.server.token)
             return None
 
-    async def _message(self, socket: WebSocket) -> dict[str, Any] | bytes:
+    async def _message(self, socket: WebSocket) -> dict[str, Any] | bytes | str:
         idle = self.served.limits.idle_s
         try:
             message = await asyncio.wait_for(socket.receive(), idle)
@@ -192,7 +210,7 @@ class Routes:
             return message["bytes"]
         text = message.get("text") or ""
         # Letters may come as they are.
-        return json_object(text) if text.lstrip()[:1] in ("{", "[", "") else text.encode("latin-1", "replace")
+        return json_object(text) if text.lstrip()[:1] in ("{", "[", "") else text
 
 
 def dumped(value: Any) -> str:

@@ -28,8 +28,9 @@ from longseq.pipelines.serving.connections import bounded, brief, listen, room_f
 from longseq.pipelines.serving.gate import Gate
 from longseq.pipelines.serving.lifetime import outlive_nobody
 from longseq.pipelines.serving.limits import Refusal
+from longseq.pipelines.serving.messages import Failure, Work, packed, unpacked
 from longseq.pipelines.serving.reader import Served
-from longseq.pipelines.serving.worker import Failure, ModelAPI, Work
+from longseq.pipelines.serving.worker import ModelAPI
 
 logger = logging.getLogger(__name__)
 # A worker that dies this often within ten minutes will not get better.
@@ -94,8 +95,8 @@ class ModelServer(ls.LitServer):
         future = self.pending[work.uid] = asyncio.get_running_loop().create_future()
         try:
             # Handing over large inputs takes a while, in which others are to be served.
-            await asyncio.to_thread(self._queue().put, work)
-            found = await asyncio.wait_for(future, limit)
+            await asyncio.to_thread(lambda: self._queue().put(packed(work)))
+            found = unpacked(await asyncio.wait_for(future, limit))
         except TimeoutError:
             raise Refusal(504, f"no answer within {limit:g} seconds: send less at once") from None
         except (EOFError, OSError):
@@ -146,9 +147,10 @@ class ModelServer(ls.LitServer):
             if self._alive():
                 continue
             logger.error("the model's process died (exit code %s); it is started again", self.inference_workers[0].exitcode)
+            died = Failure(503, "the model's process died while this was being answered: try again")
             for future in list(self.pending.values()):
                 if not future.done():
-                    future.set_result(Failure(503, "the model's process died while this was being answered: try again"))
+                    future.set_result(packed(died))
             now = time.monotonic()
             self.restarts = [*(then for then in self.restarts if now - then < 600), now]
             if len(self.restarts) > MOST_RESTARTS:

@@ -9,7 +9,6 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from queue import Empty
 from typing import Any
 
@@ -20,41 +19,10 @@ from litserve.loops import LitLoop
 
 from longseq.inference import POOLED, POSITIONED, Inference, load_inference
 from longseq.pipelines.serving.batches import ALIKE, batches, padded
+from longseq.pipelines.serving.messages import Failure, Work, packed, unpacked
 from longseq.streaming import Stream
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Work:
-    """A message to the worker.
-
-    Attributes:
-        uid: of the answer that is waited for.
-        kind: `rows` of a request; `open`, `push`, `finish` and `close` of a stream.
-        rows: inputs without the batch axis; a stream's piece.
-        stream: its name.
-        deadline: on the monotonic clock, behind which nobody waits any more.
-    """
-
-    uid: int
-    kind: str
-    rows: list[np.ndarray] = field(default_factory=list)
-    stream: int = 0
-    deadline: float = float("inf")
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What the worker sends in place of outputs.
-
-    Attributes:
-        status: of HTTP.
-        reason: for the client.
-    """
-
-    status: int
-    reason: str
 
 
 class ModelAPI(ls.LitAPI):
@@ -117,7 +85,7 @@ class LengthLoop(LitLoop):
     def __call__(self, lit_api: Any, device: str, worker_id: int, request_queue: Any, transport: Any, *args: Any) -> None:
         """Runs until it is told to stop, or until the server has gone."""
         self.api: ModelAPI = lit_api
-        self.send: Callable[[Any], None] = lambda message: transport.send(message, consumer_id=0)
+        self.send: Callable[[int, Any], None] = lambda uid, found: transport.send((uid, packed(found)), consumer_id=0)
         self.streams: dict[int, Stream] = {}
         try:
             while (works := self.waiting(request_queue)) is not None:
@@ -133,18 +101,19 @@ class LengthLoop(LitLoop):
         while rows < self.api.max_batch_size:
             patience = 1.0 if not works else until - time.monotonic()
             try:
-                work = request_queue.get(timeout=max(0.0, patience)) if patience > 0 else request_queue.get_nowait()
+                data = request_queue.get(timeout=max(0.0, patience)) if patience > 0 else request_queue.get_nowait()
             except Empty:
                 if works:
                     break
                 continue
-            if work is None:
+            if data is None:
                 if not works:
                     return None
                 request_queue.put(None)
                 break
             if not works:
                 until = time.monotonic() + self.api.batch_timeout
+            work: Work = unpacked(data)
             works.append(work)
             rows += len(work.rows)
         return works
@@ -159,7 +128,7 @@ class LengthLoop(LitLoop):
                 found = guarded(lambda work=work: self.stream(work), 1)
                 if isinstance(found, Failure):
                     self.streams.pop(work.stream, None)
-                self.send((work.uid, found))
+                self.send(work.uid, found)
         asked = [work for work in works if work.kind == "rows"]
         rows = [row for work in asked for row in work.rows]
         answers = self.run(rows)
@@ -168,7 +137,7 @@ class LengthLoop(LitLoop):
             part = answers[first : first + len(work.rows)]
             first += len(work.rows)
             failed = next((item for item in part if isinstance(item, Failure)), None)
-            self.send((work.uid, part if failed is None else failed))
+            self.send(work.uid, part if failed is None else failed)
 
     def run(self, rows: list[np.ndarray]) -> list[np.ndarray | Failure]:
         """Outputs or failures, in the order of the rows."""

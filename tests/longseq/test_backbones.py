@@ -1,11 +1,13 @@
 """The promises of the contract (longseq/backbone.py), held against every registered backbone."""
 
 import copy
+import pickle
+import sys
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from longseq.backbone import Backbone, state_tensors
 from longseq.checkpoint import load_model, save_model
@@ -157,6 +159,41 @@ def test_state_is_fp32_and_carries_gradients(name: str, extra: dict[str, Any]) -
 
 
 @CAUSAL
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_rows_of_different_lengths_continue_side_by_side(name: str, extra: dict[str, Any], side: str) -> None:
+    model = build(name, **extra)
+    x, seen = torch.randn(3, 60, model.d_model), [0, 0, 0]
+    outputs: list[list[Tensor]] = [[], [], []]
+    state = model.init_state(3)
+    for counts in ((7, 0, 3), (1, 9, 9), (0, 0, 5), (12, 2, 12)):
+        chunk = torch.full((3, 12, model.d_model), float("nan"))
+        mask = torch.zeros(3, 12, dtype=torch.bool)
+        for i, count in enumerate(counts):
+            span = slice(0, count) if side == "right" else slice(12 - count, 12)
+            chunk[i, span], mask[i, span] = x[i, seen[i] : seen[i] + count], True
+            seen[i] += count
+        y, state = model.forward_chunk(chunk, state, mask)
+        for i in range(3):
+            outputs[i].append(y[i][mask[i]])
+    steps, _ = model.step(torch.stack([x[i, seen[i]] for i in range(3)]), state)
+    for i in range(3):
+        found = torch.cat([*outputs[i], steps[i : i + 1]])
+        close(found, model(x[i : i + 1, : seen[i] + 1])[0], 1e-4)
+
+
+@CAUSAL
+def test_state_of_another_backbone_is_refused(name: str, extra: dict[str, Any]) -> None:
+    model = build(name, **extra)
+    other = create_backbone(name, d_model=2 * D, n_layers=2, **options(name), **extra)
+    x = torch.randn(2, 5, D)
+    for state in (other.init_state(2), build("gru" if name != "gru" else "mamba").init_state(2), None):
+        with pytest.raises(ValueError, match=r"state.*expected.*found.*init_state"):
+            model.step(x[:, 0], state)
+        with pytest.raises(ValueError, match=r"state.*expected.*found.*init_state"):
+            model.forward_chunk(x, state)
+
+
+@CAUSAL
 def test_state_does_not_grow_unless_it_says_so(name: str, extra: dict[str, Any]) -> None:
     model = build(name, **extra)
     sizes = []
@@ -189,6 +226,17 @@ def test_packed_documents_do_not_see_each_other(name: str, extra: dict[str, Any]
     ids = torch.cat([torch.full((1, d.shape[1]), i) for i, d in enumerate(documents)], 1)
     together = model(row, None, ids)
     close(together, torch.cat([model(d) for d in documents], 1), 5e-5)
+
+
+@ALL
+def test_an_id_that_comes_back_is_another_document(name: str, extra: dict[str, Any]) -> None:
+    model = build(name, **extra)
+    x, mask = torch.randn(1, 21, model.d_model), torch.ones(1, 21, dtype=torch.bool)
+    # Padding between documents has an id too, here that of another document.
+    mask[0, 9:12] = False
+    found = model(x, mask, torch.tensor([[5] * 5 + [6] * 4 + [5] * 3 + [7] * 3 + [5] * 6]))
+    for start, stop in ((0, 5), (5, 9), (12, 15), (15, 21)):
+        close(found[:, start:stop], model(x[:, start:stop]), 5e-5)
 
 
 # -- 5. lengths
@@ -228,6 +276,31 @@ def test_bf16_follows_the_input(name: str, extra: dict[str, Any]) -> None:
     close(low.float(), expected, 0.2)
 
 
+@CAUSAL
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_streams_in_16_bits(name: str, extra: dict[str, Any], dtype: torch.dtype) -> None:
+    model = build(name, **extra)
+    x = torch.randn(2, 30, model.d_model)
+    with torch.no_grad():
+        expected, low = model(x), copy.deepcopy(model).to(dtype)
+    for network, inputs, autocast in ((model, x, True), (low, x.to(dtype), False)):
+        state, outputs = network.init_state(2), []
+        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=autocast):
+            for chunk in inputs.split([12, 1, 16, 1], 1):
+                y, state = network.forward_chunk(chunk, state) if chunk.shape[1] > 1 else network.step(chunk[:, 0], state)
+                outputs.append(y if y.ndim == 3 else y.unsqueeze(1))
+        close(torch.cat(outputs, 1).float(), expected, 0.1)
+        assert all(t.dtype == torch.float32 for t in state_tensors(state) if t.is_floating_point())
+
+
+@ALL
+def test_backward_may_be_called_within_autocast(name: str, extra: dict[str, Any]) -> None:
+    model = build(name, **extra)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(torch.randn(2, 20, model.d_model)).float().square().mean().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
 # -- 7. parameters
 
 
@@ -241,6 +314,16 @@ def test_every_parameter_is_in_one_group_and_norms_and_biases_are_not_decayed(na
     for parameter_name, parameter in model.named_parameters():
         if parameter.ndim < 2 or getattr(parameter, MARK, {}).get("weight_decay") == 0.0:
             assert given[parameter_name]["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_copies_are_trained_as_the_original(name: str) -> None:
+    model = build(name)
+    wanted = parameter_options(model, lr=1e-2, weight_decay=0.1)
+    for copied in (copy.deepcopy(model), copy.deepcopy(nn.ModuleList([model]))[0], pickle.loads(pickle.dumps(model))):
+        assert parameter_options(copied, lr=1e-2, weight_decay=0.1) == wanted
+        x = torch.randn(1, 9, model.d_model)
+        assert torch.equal(copied(x), model(x))
 
 
 @ALL
@@ -294,6 +377,19 @@ def test_compiled_gives_the_same(name: str) -> None:
     close(torch.compile(model, backend="aot_eager")(x), model(x), 1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["s4", "s4d"])
+def test_steps_compile_as_one_graph(name: str) -> None:
+    torch._dynamo.reset()
+    model, x = build(name), torch.randn(2, 4, D)
+    step = torch.compile(model.step, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        state, expected = model.init_state(2), model(x)
+        for t in range(4):
+            y, state = step(x[:, t], state)
+            close(y, expected[:, t], 1e-4)
+
+
 # -- bad input
 
 
@@ -314,6 +410,12 @@ def test_bad_input_is_answered(name: str) -> None:
     if model.can_step:
         with pytest.raises(ValueError, match="batch size"):
             model.step(x[:1, 0], model.init_state(2))
+        with pytest.raises(ValueError, match="d_model"):
+            model.step(torch.randn(2, D + 1), model.init_state(2))
+        with pytest.raises(ValueError, match="d_model"):
+            model.step(x, model.init_state(2))
+        with pytest.raises(TypeError, match="floating"):
+            model.step(torch.ones(2, D, dtype=torch.long), model.init_state(2))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -328,9 +430,18 @@ def test_unknown_names_and_options_get_the_nearest() -> None:
         create_backbone("hyeena")
     with pytest.raises(TypeError, match="max_length"):
         create_backbone("hyena", max_lenght=10)
+    with pytest.raises(TypeError, match="did you mean bidirectional"):
+        create_backbone("gru", bidirectonal=True)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"'gru' has no option 'bais': did you mean bias"):
+        create_backbone("mamba", pattern=["mamba", "gru"], pattern_options={"gru": {"bais": False}})
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_file_opens_with_its_paper(name: str) -> None:
     info = backbone_info(name)
     assert info.summary and info.cost and info.paper.startswith("https://")
+    if info.build.__module__.startswith("longseq.backbones."):
+        opening = sys.modules[info.build.__module__].__doc__ or ""
+        assert info.paper in opening
+        for part in ("\nEquation: ", "\nGood at ", "Not "):
+            assert part in opening, part

@@ -111,6 +111,26 @@ def test_mistakes_are_answered() -> None:
         create_backbone("sashimi", d_model=16, bidirectional=True)
     with pytest.raises(ValueError, match="grid"):
         create_backbone("gru", d_model=16, scan_orders=["raster"])
+    with pytest.raises(ValueError, match=r"d_model must be .* found 16\.5"):
+        create_backbone("gru", d_model=16.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"n_layers must be .* found 0"):
+        create_backbone("gru", n_layers=0)
+    with pytest.raises(ValueError, match="merge must be one of"):
+        create_backbone("gru", merge="sum")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="pattern must be a list"):
+        create_backbone("gru", pattern="gru")
+    with pytest.raises(ValueError, match="scan_orders must be a list"):
+        create_backbone("gru", scan_orders="raster", grid=(2, 2))
+    with pytest.raises(ValueError, match="pattern_options has 'cnn'"):
+        create_backbone("gru", pattern=["gru", "mamba"], pattern_options={"cnn": {"d_conv": 3}})
+    with pytest.raises(ValueError, match="mlp_ratio"):
+        create_backbone("gru", mlp_ratio=-1.0)
+    with pytest.raises(ValueError, match="expand must be at least 1"):
+        create_backbone("mamba2", expand=0)
+    with pytest.raises(ValueError, match="dt_limit must be"):
+        create_backbone("mamba2", dt_limit=[1.0])
+    with pytest.raises(ValueError, match="num_inner_mlps must be at least 0"):
+        create_backbone("hyena", num_inner_mlps=-1)
     with pytest.raises(ValueError, match="already registered"):
 
         @register_backbone("gru", summary="", paper="", cost="")

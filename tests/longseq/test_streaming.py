@@ -164,6 +164,8 @@ def test_wrong_batches_and_finished_streams_are_refused() -> None:
     stream = model.stream(2)
     with pytest.raises(ValueError, match="batch=2"):
         stream.push(torch.zeros(1, 4, dtype=torch.int64))
+    with pytest.raises(TypeError, match="as_tensor"):
+        stream.push([[1, 2]])  # type: ignore[arg-type]
     stream.finish()
     with pytest.raises(ValueError, match="finished"):
         stream.push(torch.zeros(2, 4, dtype=torch.int64))

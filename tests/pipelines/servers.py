@@ -68,7 +68,7 @@ class Client:
             answer = connection.getresponse()
             data = answer.read()
             is_json = "json" in answer.headers.get("Content-Type", "")
-            return answer.status, json.loads(data) if is_json else data, answer.headers
+            return answer.status, json.loads(data) if is_json and data else data, answer.headers
         finally:
             connection.close()
 

@@ -71,6 +71,11 @@ def test_timms_models_are_named_behind_a_colon() -> None:
     assert found == ["domain=vision", "backbone=timm", "backbone.model=deit_tiny_patch16_224"]
 
 
+def test_rolling_origins_have_names_of_their_own() -> None:
+    found = check_overrides("evaluate", ["run=a", "backtest.windows=8", "backtest.step=24"])
+    assert [override.lstrip("+") for override in found] == ["run=a", "data.backtest_windows=8", "data.backtest_step=24"]
+
+
 def test_words_that_are_no_overrides_are_refused() -> None:
     with pytest.raises(ConfigError, match="key=value"):
         check_overrides("fit", ["hyena"])

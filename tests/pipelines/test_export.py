@@ -13,12 +13,16 @@ import pytest
 import torch
 
 from longseq import load_model
+from longseq.checkpoint import save_model
 from longseq.errors import CheckpointError, ConfigError, LongseqError
 from longseq.inference import Port, load_inference
-from longseq.pipelines import export_aoti
+from longseq.model import build_model
+from longseq.pipelines import export, export_aoti
+from longseq.pipelines.export_card import model_card
 from longseq.pipelines.export_check import REPORT, ExportedModel, ExportMismatchError, check_folder, relative_error
 from longseq.pipelines.export_formats import write_graph
 from longseq.pipelines.export_graphs import Graph
+from longseq.pipelines.export_source import open_source
 from longseq.pipelines.export_steps import why_no_step
 from tests.pipelines.exports import run_export, run_predict, tiny_model
 
@@ -224,6 +228,20 @@ def test_onnx_holds_its_labels_and_answers_like_the_model(tmp_path: Path) -> Non
     assert relative_error(expected, answer) < 1e-5 and step["initial_state"] == "zeros"
 
 
+def test_tracks_in_bins_of_any_length(tmp_path: Path) -> None:
+    config = json.loads((tiny_model("dna", "cnn", tmp_path / "source") / "config.json").read_text())
+    scale = {"mean": [2.0, 3.0], "std": [1.0, 1.0], "loss": "poisson", "other_strand": None}
+    config |= {"task": "profile", "bin_size": 16, "head": {"name": "bins", "n_outputs": 2, "bin_size": 16}, **scale}
+    source = save_model(build_model(config), tmp_path / "bins")
+    report = run_export(source, tmp_path / "out", format="torch", step=False)
+    assert report["graphs"]["sequence"]["largest_error"] < 1e-5
+    exported, inference = ExportedModel(tmp_path / "out"), load_inference(source)
+    for length in (17, 40, 48):
+        ids, mask = inference.example(2, length)
+        found = exported(ids.numpy(), mask.numpy())
+        assert found.shape == (2, -(-length // 16), 2) and relative_error(inference(ids, mask).detach().numpy(), found) < 1e-5
+
+
 def test_steps_of_sound_hold_the_stem(tmp_path: Path) -> None:
     source = tiny_model("audio", "gru", tmp_path / "source")
     report = run_export(source, tmp_path / "out", format="torch")
@@ -319,6 +337,46 @@ def test_another_answer_leaves_nothing_behind(tmp_path: Path) -> None:
     assert check_folder(tmp_path / "out")["format"] == "safetensors"
 
 
+def test_interrupted_or_without_room_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny_model("dna", "gru", tmp_path / "source")
+    problems: list[tuple[BaseException, type[BaseException]]] = [
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (OSError(28, "No space left on device"), LongseqError),
+    ]
+    for problem, expected in problems:
+
+        def fail(*args: Any, problem: BaseException = problem) -> None:
+            raise problem
+
+        monkeypatch.setattr(export.card, "model_card", fail)
+        with pytest.raises(expected):
+            run_export(source, tmp_path / "out", format="safetensors")
+        assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    with pytest.raises(LongseqError, match=r"output=.* cannot be written: "):
+        run_export(source, tmp_path / "source/config.json/out", format="safetensors")
+
+
+def test_cards_say_what_is_known(tmp_path: Path) -> None:
+    source = tiny_model("timeseries", "gru", tmp_path / "source")
+    run_export(source, tmp_path / "out", format="safetensors")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "Steps of 1 h, of which 48 are read, 6 are forecast; channels: a, b." in card
+    source = tiny_model("vision", "cnn", tmp_path / "source")
+    report = run_export(source, tmp_path / "out", format="safetensors")
+    assert "brought to 8 x 8 pixels of 1 channels" in (tmp_path / "out/README.md").read_text()
+    small: dict[str, Any] = {"kind": "int8", "layers": 3, "not_measured": "there are no data"}
+    card = model_card(open_source(None, str(source)), {**report, "quantization": small})
+    assert "int8 (3 of them); what that does to the metrics was not measured: there are no data." in card
+    small["metrics"] = {
+        "split": "val",
+        "monitor": "mcc",
+        "model": {"loss": 1.0, "mcc": 0.8},
+        "artefact": {"loss": 1.1, "mcc": 0.7},
+    }
+    card = model_card(open_source(None, str(source)), {**report, "quantization": small})
+    assert "int8 (3 of them): val/mcc went from 0.8 to 0.7." in card
+
+
 def test_errors_are_seen() -> None:
     good = np.array([1.0, 2.0, np.nan])
     assert relative_error(good, good) == 0.0
@@ -350,6 +408,7 @@ def test_folders_that_were_tampered_with(tmp_path: Path) -> None:
         "99|upgrade": later,
         "missing": lambda folder: (folder / "model.pt2").unlink(),
         "damaged|cannot be read": lambda folder: (folder / REPORT).write_text("{"),
+        "is damaged": lambda folder: (folder / REPORT).write_text('{"version": 1, "files": {"model.pt2": 3}, "graphs": {}}'),
     }
     for words, change in changes.items():
         folder = tmp_path / "copy"
@@ -396,6 +455,8 @@ def test_commands_that_make_no_sense(tmp_path: Path, longseq: Command, capsys: p
         ({"quantize": "int8", "format": "torch"}, "needs format=onnx"),
         ({"run": "runs/x"}, "not both"),
         ({"model": None}, "either run="),
+        ({"output": str(source)}, "holds the model that is exported"),
+        ({"output": str(source.parent)}, "holds the model that is exported"),
         ({"evaluate": "test"}, "export with run="),
     ]
     for options, words in wrong:

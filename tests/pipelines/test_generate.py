@@ -67,6 +67,16 @@ def test_images_are_made_up_and_filled_in(longseq: Command, trained: Any, tmp_pa
     assert longseq("generate", f"run={run}", "max_new_tokens=5") == 2
 
 
+def test_temperatures_of_any_size(longseq: Command, trained: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["generate", f"run={trained(*DNA)}", "prompt=ACGT", "max_new_tokens=20"]
+    found = {}
+    for temperature in ("0", "1e-40", "1e-6", "1e40"):
+        assert longseq(*args, f"temperature={temperature}") == 0
+        found[temperature] = capsys.readouterr().out.splitlines()[-1]
+    # At the coldest the likeliest alone; at the hottest any of the four, each as often.
+    assert found["0"] == found["1e-40"] == found["1e-6"] and set(found["1e40"][4:]) == set("ACGT")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -74,6 +84,17 @@ def test_images_are_made_up_and_filled_in(longseq: Command, trained: Any, tmp_pa
         (["run=LM", "temperature=-1"], "temperature"),
         (["run=LM", "top_p=0"], "top_p"),
         (["run=LM", "num_samples=0"], "num_samples"),
+        (["run=LM", "num_samples=many"], "num_samples must be at least 1"),
+        (["run=LM", "temperature=hot"], "temperature must be a finite number"),
+        (["run=LM", "temperature=nan"], "temperature must be a finite number"),
+        (["run=LM", "temperature=null"], "temperature must be a finite number"),
+        (["run=LM", "top_p=most"], "top_p must be a finite number"),
+        (["run=LM", "top_k=1.5"], "top_k must be at least 1, and a whole number"),
+        (["run=LM", "max_new_tokens=1.5"], "max_new_tokens must be at least 0, and a whole number"),
+        (["run=LM", "seed=-1"], "seed must be at least 0"),
+        (["run=LM", "seed=99999999999999999999"], "seed must be at least 0, and a whole number of 64 bits"),
+        (["run=LM", "output=a.fa/b.fa"], "is a file"),
+        (["run=LM", "output=folder.fa"], "there is a folder of that name"),
         (["run=LM", "output=out.wav"], ".fa"),
         (["run=CLASSES"], "task=classification"),
         (["run=MASKED"], "task=mlm"),
@@ -96,6 +117,8 @@ def test_bad_commands_are_answered(
     for name, choice in runs.items():
         if any(option.endswith(f"={name}") for option in options):
             options = [option.replace(f"={name}", f"={trained(*choice)}") for option in options]
+    Path("a.fa").touch()
+    Path("folder.fa").mkdir()
     assert longseq("generate", *options) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error

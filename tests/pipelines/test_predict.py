@@ -1,5 +1,6 @@
 """The verb predict: every domain's tasks and files, formats, interruptions, and answers to bad commands."""
 
+import errno
 import gzip
 import json
 import os
@@ -493,6 +494,64 @@ def test_two_commands_do_not_write_one_file(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+def test_a_full_disk_loses_nothing(
+    name: str, longseq: Command, trained: Any, reads: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["predict", f"run={trained(*CNN)}", f"data.predict={reads}", "part_rows=9"]
+    whole = f"whole{Path(name).suffix}"
+    assert longseq(*args, f"output={whole}") == 0
+    write, left = prediction_files.write_whole, [2000]
+
+    def full(file: Any, data: bytes) -> None:
+        write(file, data[: left[0]])
+        if len(data) > left[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left[0] -= len(data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prediction_files, "write_whole", full)
+        left[0] = 1000 if name == "out.csv" else 9000
+        assert longseq(*args, f"output={name}") == 2
+    error = capsys.readouterr().err
+    assert f"output={name} cannot be written: No space left" in error and "goes on" in error
+    assert longseq(*args, f"output={name}") == 0
+    assert Path(name).read_bytes() == Path(whole).read_bytes()
+
+
+def test_bad_records_are_left_out_if_told_so(longseq: Command, trained: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.fa").write_text(">ok\nACGT\n>bad\nAC!!\n>empty\n>good\nGGG\n")
+    args = ["predict", f"run={trained(*CNN)}", "data.predict=bad.fa", "output=out.csv"]
+    assert longseq(*args) == 2
+    assert longseq(*args, "data.on_bad=skip") == 0
+    assert "skipped in predict: 2; the first: bad.fa, record 2" in " ".join(capsys.readouterr().out.split())
+    assert pd.read_csv("out.csv")["id"].tolist() == ["ok", "good"]
+
+
+def test_ids_of_a_table_are_kept_whatever_they_hold(longseq: Command, trained: Any) -> None:
+    ids = ["a,b", 'say "x"', "tab\there", "two\nlines", "NA", "001", "ü🧬", "a,b", "L" * 3000]
+    pd.DataFrame({"id": ids, "sequence": ["ACGT"] * len(ids)}).to_csv("ids.csv", index=False)
+    args = ["predict", f"run={trained(*CNN)}", "data.predict=ids.csv"]
+    for name, sep in (("out.csv", ","), ("out.tsv", "\t")):
+        assert longseq(*args, f"output={name}") == 0
+        assert pd.read_csv(name, sep=sep, dtype=str, keep_default_na=False)["id"].tolist() == ids
+    assert longseq(*args, "output=out.jsonl") == 0
+    assert [json.loads(line)["id"] for line in Path("out.jsonl").read_text().splitlines()] == ids
+    # BED knows no quotes: a line is an interval, and a tab ends a field.
+    assert longseq(*args, "output=out.bed") == 0
+    lines = Path("out.bed").read_text().splitlines()[1:]
+    assert [line.split("\t")[0] for line in lines] == [name.replace("\t", " ").replace("\n", " ") for name in ids]
+    assert {line.count("\t") for line in lines} == {8}
+
+
+def test_a_command_that_fails_at_once_leaves_nothing(longseq: Command, trained: Any, tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save("a.png")
+    run = trained("domain=vision", "backbone=cnn")
+    # An image has no place in a genome.
+    assert longseq("predict", f"run={run}", "data.predict=a.png", "output=out.bed") == 2
+    assert not list(tmp_path.glob(".out*"))
+
+
 # -- a domain's own ways of predicting
 
 
@@ -549,6 +608,15 @@ def test_a_file_of_the_domain_adds_a_way_of_predicting(
         (["run=RUN", "data.predict=new.fa", "task=nothing"], "task=classification"),
         (["run=RUN", "data.predict=protein.fa"], "protein"),
         (["run=RUN", "data.predict=empty.fa"], "empty"),
+        (["run=RUN", "data.predict=new.fa", "output=folder.csv"], "there is a folder of that name"),
+        (["run=RUN", "data.predict=new.fa", "output=new.fa/out.csv"], "is a file"),
+        (["run=RUN", "data.predict=new.fa", "output=begun.csv"], "is damaged: add restart=true"),
+        (["run=RUN", "data.predict=new.fa", "part_rows=0"], "part_rows must be at least 1"),
+        (["run=RUN", "data.predict=new.fa", "part_rows=1.5"], "part_rows must be at least 1, and a whole number"),
+        (["run=RUN", "data.predict=new.fa", "chunk=many"], "chunk must be at least 1, and a whole number"),
+        (["run=RUN", "data.predict=new.fa", "overlap=half"], "overlap is a share"),
+        (["run=RUN", "data.predict=new.fa", "restart=maybe"], "restart must be true or false"),
+        (["run=RUN", "data.predict=bad.fa", "data.on_bad=skip"], "none of its 2 records"),
     ],
 )
 def test_bad_commands_are_answered(
@@ -557,6 +625,9 @@ def test_bad_commands_are_answered(
     run = str(trained(*CNN))
     fasta.with_name("protein.fa").write_text(">p\nMKVLEEQ\n")
     fasta.with_name("empty.fa").write_text("")
+    fasta.with_name("bad.fa").write_text(">a\n>b\nMKVLEEQ\n")
+    fasta.with_name("folder.csv").mkdir()
+    fasta.with_name(".begun.csv.progress.json").write_text('{"key": {}, "done"')
     assert longseq("predict", *(option.replace("RUN", run) for option in options)) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error

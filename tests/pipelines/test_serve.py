@@ -198,6 +198,49 @@ def test_wrong_kinds_of_requests(server: Process) -> None:
     assert server.ask("POST", "/predict", {"sequence": "A"}, {"Origin": f"http://127.0.0.1:{server.port}"})[0] == 200
 
 
+def test_requests_that_only_look_odd(server: Process) -> None:
+    for path in ("/", "/health", "/info", "/docs"):
+        status, body, headers = server.ask("HEAD", path)
+        assert status == 200 and not body and int(headers["Content-Length"]) > 0
+    # A redirect would be an empty answer for most clients.
+    status, answer, _ = server.ask("POST", "/predict/", {"sequence": "ACGT"})
+    assert status == 404 and "there is no /predict/" in answer["error"]
+    status, answer, headers = server.ask("GET", "/stream")
+    assert status == 426 and headers["Upgrade"] == "websocket" and "ws://" in answer["error"]
+    for origin in ("http://[", "http://[::1", "null"):
+        assert server.ask("POST", "/predict", {"sequence": "A"}, {"Origin": origin})[0] == 403
+        with server.stream(origin=origin) as stream:
+            assert json.loads(stream.recv())["status"] == 403
+    with server.raw(b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03") as connection:
+        connection.settimeout(5)
+        head, _, body = connection.recv(1000).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400") and "without TLS" in json.loads(body)["error"]
+
+
+def test_what_curl_sends_without_its_options(server: Process) -> None:
+    """A file with --data, a field in a form, and kinds of files that other domains take."""
+    urlencoded = {"Content-Type": "application/x-www-form-urlencoded"}
+    for body in (b">a\nACGT\n", b"sequence=ACGT"):
+        assert "curl -F file=@input" in server.refused(body, urlencoded)[1]
+    field = b'--edge\r\nContent-Disposition: form-data; name="sequence"\r\n\r\nACGT\r\n--edge--\r\n'
+    reason = server.refused(field, {"Content-Type": "multipart/form-data; boundary=edge"})[1]
+    assert "values go into JSON" in reason
+    reason = server.refused(b"x", {"Content-Type": "application/octet-stream"})[1]
+    assert "text/x-fasta" in reason and "image/png" not in reason
+
+
+def test_one_read_is_a_file(server: Process) -> None:
+    reads = [f"@r{i}\nACG{'T' * i}\n+\n@@@{'I' * i}\n" for i in range(3)]
+    for count in (1, 2, 3):
+        results = server.upload("reads.fq", "".join(reads[:count]).encode())
+        assert [result["id"] for result in results] == [f"r{i}" for i in range(count)]
+
+
+def test_ids_of_a_table(server: Process) -> None:
+    results = server.upload("a.csv", b'id,sequence\n"a,b",ACGT\nc,AC\n')
+    assert [result["id"] for result in results] == ["a,b", "c"]
+
+
 def test_what_is_no_http_and_clients_that_leave(server: Process, offline: Inference) -> None:
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     for data in (
@@ -250,6 +293,13 @@ def test_two_hundred_connections_at_once(server: Process, offline: Inference) ->
     for sequence, answer in served:
         np.testing.assert_allclose(probabilities(answer["results"][0]), expected(offline, sequence), atol=1e-5)
     still_right(server, offline)
+
+
+def test_only_the_model_has_torch_in_memory(server: Process) -> None:
+    """The process of the queues would import it to open what it passes on, which the first request would wait for."""
+    assert server.predict({"sequence": "ACGT"})
+    maps = [Path(f"/proc/{pid}/maps").read_text() for pid in server.children()]
+    assert len(maps) >= 2 and sum("libtorch" in text for text in maps) == 1
 
 
 def test_it_printed_no_traceback(server: Process) -> None:

@@ -86,13 +86,28 @@ def test_another_rate_is_resampled_or_refused(audio: Client) -> None:
         ([], "empty"),
         ("abc", "list of numbers"),
         ([0.1] * 40_001, "at most 40000"),
-        ([0.1, True, {}], "samples[2]"),
+        ([0.1, {}, True], "samples[1] must be a number, found an object"),
+        ([1, "2"], "samples[1] must be a number, found text"),
         ([10**400], "samples"),
     ],
 )
 def test_wrong_samples_are_named(audio: Client, samples: Any, reason: str) -> None:
     status, error = audio.refused(json.dumps({"samples": samples, "sample_rate_hz": RATE}))
     assert status == 422 and reason in error
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), 1e400, 4000.5, "4000", True])
+def test_wrong_rates_are_named(audio: Client, rate: Any) -> None:
+    status, error = audio.refused(json.dumps({"samples": [0.1] * 9, "sample_rate_hz": rate}))
+    assert status == 422 and "sample_rate_hz must be a whole number" in error
+
+
+def test_letters_are_no_samples(audio: Client) -> None:
+    """Four letters are four bytes as well, but nobody means a number by them."""
+    for text in ("ACGT", "AAAAPw=="):
+        with audio.stream() as stream:
+            stream.send(text)
+            assert "found text" in json.loads(stream.recv())["error"]
 
 
 def test_files_that_are_none(audio: Client) -> None:
@@ -185,6 +200,25 @@ def test_wrong_series_are_named(series: Client) -> None:
         assert status == 422 and reason in error, (error, reason)
 
 
+def test_series_are_called_like_their_files(series: Client) -> None:
+    table = "date,demand_1,demand_2,demand_3,demand_4\n2024-01-02,1,2,3,4\n2024-01-01,1,2,3,4\n"
+    error = series.refused(*form("mine.csv", table.encode()))[1]
+    assert "series 'mine'" in error and "upload" not in error
+
+
+@pytest.mark.parametrize(("cell", "time", "reason"), [("1e300", "2024-01-02", "finite number"), ("1", "9999-01-02", "no time")])
+def test_numbers_and_times_beyond_all_measure(series: Client, cell: str, time: str, reason: str) -> None:
+    """Silently infinite, or in the nineteenth century, otherwise."""
+    table = f"date,demand_1,demand_2,demand_3,demand_4\n{time},{cell},2,3,4\n"
+    assert reason in series.refused(*form("a.csv", table.encode()))[1]
+
+
+def test_half_a_character_is_named(series: Client) -> None:
+    for body in (b'{"values": {"\\ud800": [1, 2]}}', b'{"values": [[1, 2, 3, 4]], "timestamps": ["\\ud800"]}'):
+        status, error = series.refused(body, {"Content-Type": "application/json"})
+        assert status == 422 and "half of a character" in error
+
+
 def test_tables_that_are_no_series(series: Client) -> None:
     wide = b"date," + b",".join(b"c%d" % i for i in range(1_000_000)) + b"\n" + b"1," * 1_000_000 + b"1\n"
     long = b"date,demand_1,demand_2,demand_3,demand_4\n" + b"1,1,1,1,1\n" * 1_100_000
@@ -231,6 +265,16 @@ def test_images_that_are_too_large_to_unpack(runs: Callable[[str], Path]) -> Non
         ):
             assert client.refused(*form("a.png", data))[0] == 422
         assert client.refused(*form("a.svg", b"<svg/>"))[0] == client.refused(*form("a.npy", b"x"))[0] == 415
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("EPS", "RGB"), ("TIFF", "CMYK"), ("ICO", "RGB")])
+def test_only_common_decoders_see_what_strangers_send(runs: Callable[[str], Path], kind: str, mode: str) -> None:
+    """Pillow would hand PostScript to Ghostscript, whatever the file's name says."""
+    file = io.BytesIO()
+    Image.new(mode, (16, 16)).save(file, kind)
+    with within(runs("vision")) as client:
+        status, error = client.refused(*form("a.png", file.getvalue()))
+    assert status == 422 and "cannot identify" in error and "Ghostscript" not in error
 
 
 def test_images_as_pixels_and_as_files(runs: Callable[[str], Path]) -> None:

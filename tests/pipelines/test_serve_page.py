@@ -73,6 +73,8 @@ def test_dna_is_pasted_and_its_probabilities_are_bars(page: Any, folder: Path) -
         page.click("#go")
         page.wait_for_selector("#error:not(:empty)")
         assert "not DNA" in page.inner_text("#error")
+        # The answer to what was asked before is no longer shown beneath.
+        assert page.locator("#results article").count() == 0
         page.fill("#text", ">one\nACGT\n><img src=x onerror=alert(1)>\nACGG\n")
         page.click("#go")
         page.wait_for_selector("#results article:nth-child(2)")

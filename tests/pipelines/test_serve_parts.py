@@ -1,5 +1,6 @@
 """The parts of the server by themselves: batches, the worker's answers when rows fail, JSON that is a trap, names of files."""
 
+import asyncio
 import hmac
 import json
 import queue
@@ -19,10 +20,11 @@ from longseq.pipelines.serving import gate
 from longseq.pipelines.serving.answers import Answers
 from longseq.pipelines.serving.batches import batches, padded
 from longseq.pipelines.serving.gate import same
-from longseq.pipelines.serving.limits import Refusal
+from longseq.pipelines.serving.limits import Limits, Refusal
+from longseq.pipelines.serving.messages import Failure, Work, packed, unpacked
 from longseq.pipelines.serving.payload import checked, json_object, without_repeats
 from longseq.pipelines.serving.reader import refusing
-from longseq.pipelines.serving.worker import Failure, LengthLoop, Work
+from longseq.pipelines.serving.worker import LengthLoop
 
 
 def test_batches_hold_similar_lengths_and_every_row_once() -> None:
@@ -67,10 +69,11 @@ def answers_of(works: list[Work]) -> dict[int, Any]:
 
     class Transport:
         def send(self, message: Any, consumer_id: int) -> None:
-            sent[message[0]] = message[1]
+            sent[message[0]] = unpacked(message[1])
 
-    for work in [*works, None]:
-        asked.put(work)
+    for work in works:
+        asked.put(packed(work))
+    asked.put(None)
     LengthLoop()(Model(), "cpu", 0, asked, Transport())
     return sent
 
@@ -158,6 +161,34 @@ def test_how_long_a_comparison_takes_tells_nothing_of_the_token(monkeypatch: pyt
         assert refusal.value.status == 401 and token not in refusal.value.reason
     # Each is compared whole, and what is compared has one length whatever was given.
     assert len(compared) == 6 and {len(text) for pair in compared for text in pair} == {32}
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_the_servers_end_cuts_off_is_told(begun: bool) -> None:
+    """A second Ctrl-C, or the end of `grace_s`, cancels what is being answered."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"{}"}
+
+    async def answering(scope: Any, receive: Any, send: Any) -> None:
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(60)
+
+    async def run() -> None:
+        limits = Limits(1, 10, 10, 4, 4, 10, 60.0, 30.0)
+        scope = {"type": "http", "path": "/predict", "method": "POST", "headers": []}
+        task = asyncio.create_task(gate.Gate(answering, limits=limits, token=None)(scope, receive, send))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await task
+
+    asyncio.run(run())
+    assert [message["status"] for message in sent if "status" in message] == [200 if begun else 503]
 
 
 def test_reasons_do_not_repeat_books() -> None:

@@ -53,6 +53,19 @@ def test_without_the_token_nothing_of_the_model_is_told(server: Process) -> None
     assert TOKEN not in server.printed
 
 
+def test_the_description_says_that_a_token_is_needed(server: Process) -> None:
+    described = Client(server.port).ask("GET", "/openapi.json")[1]
+    (name, scheme), *_ = described["components"]["securitySchemes"].items()
+    assert scheme == {"type": "http", "scheme": "bearer"}
+    for path, method in (("/predict", "post"), ("/info", "get")):
+        entry = described["paths"][path][method]
+        assert entry["security"] == [{name: []}] and "401" in entry["responses"]
+    assert "security" not in described["paths"]["/health"]["get"]
+    assert {"/predict", "/info", "/health"} == set(described["paths"])
+    taken = described["paths"]["/predict"]["post"]["requestBody"]["content"]
+    assert set(taken) >= {"application/json", "multipart/form-data", "text/x-fasta", "text/csv"} and "audio/wav" not in taken
+
+
 def test_a_model_that_dies_is_loaded_again(server: Process) -> None:
     before = server.predict({"sequence": "ACGT" * 9})
     # The model's process needs far more memory than that of the queues.

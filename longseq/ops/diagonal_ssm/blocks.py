@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from longseq.ops.autocast import without_autocast
+
 
 class ChunkOperators(NamedTuple):
     """A model over one chunk of T positions.
@@ -93,26 +95,42 @@ class _Chunks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_BLD: Tensor, dstates_DBcM: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x_BLD, taps_DT, out_DTM, in_DMT, step, states_DBcM, fresh_Bc = ctx.saved_tensors
-        n_batch, length = x_BLD.shape[:2]
-        size = taps_DT.shape[1]
-        dy_DRT = _to_rows(dy_BLD, size, taps_DT.dtype)
-        dout_DBcM = torch.bmm(dy_DRT, out_DTM).unflatten(1, (n_batch, -1))
-        adjoint_DBcM = _scan_back(dout_DBcM, dstates_DBcM, step, fresh_Bc)
-        leaving_DRM = adjoint_DBcM[:, :, 1:].flatten(1, 2)
-        dx_DRT = torch.bmm(dy_DRT, toeplitz(taps_DT))
-        dx_DRT.baddbmm_(leaving_DRM, in_DMT)
-        x_DRT = _to_rows(x_BLD, size, taps_DT.dtype)
-        entering_DRM = _entering(states_DBcM, fresh_Bc)
-        return (
-            _from_rows(dx_DRT, n_batch, length).to(x_BLD.dtype),
-            _sum_diagonals(torch.bmm(dy_DRT.transpose(1, 2), x_DRT)),
-            torch.bmm(dy_DRT.transpose(1, 2), entering_DRM),
-            torch.bmm(leaving_DRM.transpose(1, 2), x_DRT),
-            _step_gradient(leaving_DRM, entering_DRM, step),
-            adjoint_DBcM[:, :, 0].transpose(0, 1),
-            None,
-        )
+        # Where backward is called within autocast, its products would be of 16 bits.
+        with without_autocast(dy_BLD):
+            return _gradients(dy_BLD, dstates_DBcM, *ctx.saved_tensors)
+
+
+def _gradients(
+    dy_BLD: Tensor,
+    dstates_DBcM: Tensor,
+    x_BLD: Tensor,
+    taps_DT: Tensor,
+    out_DTM: Tensor,
+    in_DMT: Tensor,
+    step: Tensor,
+    states_DBcM: Tensor,
+    fresh_Bc: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Of x, the operators and the initial state, and None for `fresh`."""
+    n_batch, length = x_BLD.shape[:2]
+    size = taps_DT.shape[1]
+    dy_DRT = _to_rows(dy_BLD, size, taps_DT.dtype)
+    dout_DBcM = torch.bmm(dy_DRT, out_DTM).unflatten(1, (n_batch, -1))
+    adjoint_DBcM = _scan_back(dout_DBcM, dstates_DBcM, step, fresh_Bc)
+    leaving_DRM = adjoint_DBcM[:, :, 1:].flatten(1, 2)
+    dx_DRT = torch.bmm(dy_DRT, toeplitz(taps_DT))
+    dx_DRT.baddbmm_(leaving_DRM, in_DMT)
+    x_DRT = _to_rows(x_BLD, size, taps_DT.dtype)
+    entering_DRM = _entering(states_DBcM, fresh_Bc)
+    return (
+        _from_rows(dx_DRT, n_batch, length).to(x_BLD.dtype),
+        _sum_diagonals(torch.bmm(dy_DRT.transpose(1, 2), x_DRT)),
+        torch.bmm(dy_DRT.transpose(1, 2), entering_DRM),
+        torch.bmm(leaving_DRM.transpose(1, 2), x_DRT),
+        _step_gradient(leaving_DRM, entering_DRM, step),
+        adjoint_DBcM[:, :, 0].transpose(0, 1),
+        None,
+    )
 
 
 def _to_rows(x_BLD: Tensor, size: int, dtype: torch.dtype) -> Tensor:

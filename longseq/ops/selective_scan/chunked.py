@@ -4,7 +4,6 @@ Neither the states nor the decays of a whole sequence ever exist at once, and ev
 skip, gate) is done while a chunk is in the cache. What is kept for backward is the inputs and one state per chunk.
 """
 
-import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longseq.ops.autocast import without_autocast
 from longseq.ops.selective_scan.chunk_math import (
     expand_inputs,
     scan_back_in_place,
@@ -63,13 +63,6 @@ def selective_scan_chunked(
         y_BLD, state_BND, _ = _scan(x, dt, A_ND, Bt, Ct, D_D, z, dt_bias_D, mask_BL, keep_BL, h0_BND, dt_softplus)
     y_BLD = y_BLD.flip(1) if reverse else y_BLD
     return y_BLD.to(x_BLD.dtype), state_BND.transpose(1, 2)
-
-
-def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Switch autocast off where it is on: decays and states lose what they remember in 16 bits."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.autocast(x.device.type, enabled=False)
-    return contextlib.nullcontext()
 
 
 def _prepare(v_BLX: Tensor, mask_BL: Tensor | None, reverse: bool) -> Tensor:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from longseq.ops.autocast import without_autocast
+
 
 def window_attention_reference(
     q_BLHP: Tensor,
@@ -83,8 +85,9 @@ def _masked_softmax_attention(
     q_BLHP = q_BLHP.to(dtype).masked_fill(~query_real_BL[:, :, None, None], 0.0)
     k_BMHP = k_BMHP.to(dtype).masked_fill(~real_BM[:, :, None, None], 0.0)
     v_BMHP = v_BMHP.to(dtype).masked_fill(~real_BM[:, :, None, None], 0.0)
-    score_BHLM = torch.einsum("blhp,bmhp->bhlm", q_BLHP * scale, k_BMHP)
-    score_BHLM = score_BHLM.masked_fill(~seen_BLM[:, None], torch.finfo(dtype).min)
-    y_BLHP = torch.einsum("bhlm,bmhp->blhp", score_BHLM.softmax(dim=-1), v_BMHP)
+    with without_autocast(q_BLHP):
+        score_BHLM = torch.einsum("blhp,bmhp->bhlm", q_BLHP * scale, k_BMHP)
+        score_BHLM = score_BHLM.masked_fill(~seen_BLM[:, None], torch.finfo(dtype).min)
+        y_BLHP = torch.einsum("bhlm,bmhp->blhp", score_BHLM.softmax(dim=-1), v_BMHP)
     # Real queries always see at least themselves; the others have no answer and get zero.
     return y_BLHP.masked_fill(~query_real_BL[:, :, None, None], 0.0)

@@ -1,5 +1,6 @@
 """Training, testing, timing, sounds left for the report, and models that follow a change of the sampling rate."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from longseq.checkpoint import load_model, save_model
 from longseq.domains.audio.datamodule import AudioData
 from longseq.domains.audio.files import read_header
+from longseq.domains.audio.heard_frames import FRAMES, in_words
 from longseq.domains.audio.module import AudioModule, mask_spectrum, scale_step_sizes
 from longseq.domains.audio.sounds import GENERATED, WORST, generate
 from longseq.domains.audio.tasks import CTC, FrameLabels, SoundClassification
@@ -77,12 +79,29 @@ def test_a_run_leaves_metrics_and_sounds(task: str, options: dict[str, Any], tmp
     if task == "lm":
         clips = sorted((tmp_path / GENERATED).glob("*.wav"))
         assert [read_header(clip).n_frames for clip in clips] == [40, 40]
-    elif task != "frames":
+    else:
         assert len(list((tmp_path / WORST).glob("*.wav"))) == 2
+    if task == "frames":
+        heard = json.loads((tmp_path / FRAMES).read_text())
+        counts = np.array(heard["counts"])
+        assert counts.sum() == sum(int((batch["labels"] >= 0).sum()) for batch in data.loader("test"))
+        assert np.trace(counts) / counts.sum() == pytest.approx(found["test/accuracy"], abs=1e-6)
     save_model(model, tmp_path / "model")
     batch = next(iter(data.loader("test")))
     again = load_model(tmp_path / "model")
     assert torch.equal(again(batch["inputs"], batch["mask"]), model.eval()(batch["inputs"], batch["mask"]))
+
+
+@LIGHTNING
+def test_a_run_that_ends_within_an_epoch_has_taken_time(tmp_path: Path) -> None:
+    data, built, model = made("classification")
+    runner = trainer(tmp_path)
+    # Before the first measurement, which comes with the log or the epoch's last batch.
+    runner.fit_loop.epoch_loop.max_steps, runner.limit_train_batches = 1, 1.0
+    module = AudioModule(task=built, model=model, optimizer={"lr": 1e-3})
+    runner.fit(module, data)
+    assert runner.global_step == 1 and module.tokens > 0
+    assert 1e-4 < module.seconds < 60
 
 
 @pytest.mark.filterwarnings(
@@ -92,6 +111,13 @@ def test_nothing_is_written_outside_a_run_folder(tmp_path: Path) -> None:
     data, built, model = made("classification")
     trainer(tmp_path).test(AudioModule(task=built, model=model), data, verbose=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_frames_in_words() -> None:
+    frames = np.array([0, 1, 1, 0, 2, 2, 1])
+    assert in_words(frames, ["none", "dog", "cat"], 0.1) == "dog 0.10-0.30 s, cat 0.40-0.60 s, dog 0.60-0.70 s"
+    assert in_words(frames, ["none", "dog", "cat"], 0.1, most=1) == "dog 0.10-0.30 s, 2 more"
+    assert in_words(np.zeros(3, dtype=int), ["none", "dog"], 0.1) == "nothing"
 
 
 def test_masks_of_the_spectrum() -> None:

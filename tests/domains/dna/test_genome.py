@@ -75,6 +75,22 @@ def test_the_index_is_built_once_and_again_when_the_genome_changes(plain: Path) 
     assert Genome(plain).lengths == {"only": 4}
 
 
+@pytest.mark.parametrize("damage", ["empty", "words", "cut", "first record alone", "another genome's"])
+def test_an_index_that_is_damaged_or_of_another_file_is_made_anew(plain: Path, tmp_path: Path, damage: str) -> None:
+    whole = Genome(plain, tmp_path)
+    expected = {name: whole.fetch(name, 0, size) for name, size in whole.lengths.items()}
+    index = plain.with_name(plain.name + ".fai")
+    text = index.read_text()
+    name, size, *rest = text.splitlines()[0].split("\t")
+    other = "\t".join([name, str(int(size) - 1), *rest])
+    content = {"empty": "", "words": "hello\n", "cut": text[:-8], "first record alone": text.splitlines()[0] + "\n"}
+    index.write_text(content.get(damage, "\n".join([other, *text.splitlines()[1:]]) + "\n"))
+    found = Genome(plain, tmp_path)
+    assert found.lengths == whole.lengths
+    for name, ids in expected.items():
+        np.testing.assert_array_equal(found.fetch(name, 0, len(ids)), ids)
+
+
 def test_bad_genomes(tmp_path: Path) -> None:
     path = tmp_path / "g.fa"
     for content, message in ((">a\nAC\n>a\nGT\n", "must be unique"), ("ACGT\n", "not a FASTA file"), ("", "the file is empty")):

@@ -210,6 +210,15 @@ def test_what_does_not_fit_is_named(tmp_path: Path, genome: Path, signal: Path) 
     assert "chr2, chr3" in str(found.counts["track part"])
 
 
+def test_tracks_and_annotations_of_another_assembly_are_refused(tmp_path: Path, genome: Path) -> None:
+    (tmp_path / "far.bedgraph").write_text("chr1\t0\t10\t1\nchr1\t900000\t900010\t1\n")
+    with pytest.raises(DataError, match=r"far\.bedgraph: chr1 has 900,010 bases there, but [\d,]+ in .*same assembly"):
+        data("profile", genome, tracks=str(tmp_path / "far.bedgraph"), window=256, **CHROMS)
+    (tmp_path / "far.gtf").write_text('chr1\tx\texon\t900001\t900100\t.\t+\t.\ttranscript_id "t";\n')
+    with pytest.raises(DataError, match=r"a feature on chr1 begins at base 900,001, behind the chromosome's end"):
+        data("base_labels", genome, annotation=str(tmp_path / "far.gtf"), window=256, **CHROMS)
+
+
 @pytest.mark.parametrize("task", ["profile", "base_labels", "regression", "multilabel"])
 def test_the_demo_of_every_task_is_declared_synthetic(task: str) -> None:
     found = DNAData(task=task, demo_rows=20, batch_size=4)

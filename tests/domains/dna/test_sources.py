@@ -129,6 +129,11 @@ def test_windows_line_ends_lower_case_and_multi_line_records(tmp_path: Path) -> 
     assert table.frame["header"].tolist() == ["a one", "b"]
 
 
+def test_a_mark_in_front_of_the_text_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "x.fa").write_text(">a\nACGT\n", encoding="utf-8-sig")
+    assert read_sequences(tmp_path / "x.fa", labels="none").ids.tolist() == ["a"]
+
+
 def test_records_longer_than_a_block_and_lines_without_end(tmp_path: Path) -> None:
     from longseq.domains.dna.formats import iterate_fasta_pieces, open_binary
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import pearsonr
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from longseq.domains.dna.metrics import SiteScore, TrackScore
 from longseq.domains.dna.module import DNAModule
@@ -55,6 +55,19 @@ def test_site_scores_are_average_precision() -> None:
     nowhere = SiteScore("auprc", [1], 2)
     nowhere.update(logits.log_softmax(-1), torch.zeros_like(labels))
     assert nowhere.compute().isnan()
+
+
+def test_f1_of_sites_leaves_the_background_out() -> None:
+    rng = np.random.default_rng(2)
+    labels = rng.choice(4, 3000, p=[0.9, 0.06, 0.04, 0.0])
+    said = np.where(rng.random(3000) < 0.6, labels, 0)
+    task = BaseLabels(["none", "acceptor", "donor", "never"], background="none")
+    expected = {"found": f1_score(labels, said, labels=[1, 2], average="macro"), "nothing found": 0.0}
+    for answer, score in zip((said, np.zeros_like(said)), expected.values(), strict=True):
+        metrics = task.metrics()
+        outputs = 9.0 * torch.eye(4)[torch.from_numpy(answer)]
+        task.update(metrics, outputs[None], {"labels": torch.from_numpy(labels)[None]})
+        assert float(metrics.compute()["f1"]) == pytest.approx(score, abs=1e-6)
 
 
 @pytest.mark.parametrize("loss", ["poisson", "mse"])

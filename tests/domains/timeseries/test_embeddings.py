@@ -244,3 +244,13 @@ def test_one_exported_graph_holds_the_scaling(name: str) -> None:
     program = torch.export.export(Whole(), (inputs,), dynamic_shapes={"inputs": {0: torch.export.Dim("batch", min=2, max=64)}})
     other = 90 + 5 * torch.randn(5, 20, 3)
     torch.testing.assert_close(program.module()(other), forecast(embedding, head, other))
+
+
+def test_missing_values_leave_a_learned_scale_its_gradient() -> None:
+    normalizer = SeriesNormalizer([1.0, 2.0], [1.0, 3.0], [1e-3, 1e-3], affine=True)
+    window = torch.randn(2, 8, 2)
+    window[0, 3, 1] = torch.nan
+    found = normalizer(window, *normalizer.statistics(window))
+    found.square().sum().backward()
+    gradients = [parameter.grad for parameter in normalizer.parameters()]
+    assert found[0, 3, 1] == 0 and all(gradient is not None and gradient.isfinite().all() for gradient in gradients)

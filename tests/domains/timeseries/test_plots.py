@@ -90,6 +90,8 @@ def test_scores_over_time() -> None:
     found = draw(frame)
     assert list(found) == ["Anomaly scores", "Highest scores"]
     assert "labelled anomaly" in found["Anomaly scores"] and str(times[1500]) in found["Highest scores"]
+    # Powers of ten as numbers, not as the source of a formula.
+    assert "mathdefault" not in found["Anomaly scores"] and ">0.1<" in found["Anomaly scores"]
 
 
 def test_correlation_by_lag_finds_a_season() -> None:
@@ -117,3 +119,10 @@ def test_demo_anomalies_and_labels() -> None:
     assert series.labels_T is not None and 0 < series.labels_T.mean() < 0.3 and not series.labels_T[:1600].any()
     labelled = demo.make_labelled(n=50, length=96, seed=1)
     assert set(labelled.labels) == {"up first", "down first"} and labelled.values_NL1.shape == (50, 96, 1)
+
+
+def test_filled_in_values_beside_the_truth() -> None:
+    frame = forecasts(n_channels=2).drop(columns=["step", "last_observed", "q0.1", "q0.5", "q0.9"])
+    found = draw(frame)
+    assert list(found) == ["Filled in", "Error by series"]
+    assert all(word in found["Filled in"] for word in ("truth", "filled in", "c0", "c1"))

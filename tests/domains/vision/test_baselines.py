@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from longseq.domains.tasks import LanguageModel, MultiLabel, Regression
+from longseq.domains.vision.baselines import constant_prediction, linear_predictions
 from longseq.domains.vision.datamodule import VisionData
 from longseq.domains.vision.tasks import ImageClassification, MaskedPatch
 from tests.domains.vision.pictures import pictures
@@ -39,6 +40,20 @@ def test_top5_is_there_for_more_than_five_classes() -> None:
     top5.update(probabilities, torch.tensor([2, 1]))
     assert top5.compute() == 0.5
     assert "top5_accuracy" not in ImageClassification(["a", "b", "c"]).metrics()
+
+
+def test_the_majoritys_top_five_are_the_five_most_frequent() -> None:
+    train, test = np.repeat(np.arange(7), [1, 1, 5, 6, 7, 8, 9]), np.arange(7)
+    answer = constant_prediction(train, 7, "classification").expand(7, -1)
+    found = ImageClassification([str(i) for i in range(7)]).score_predictions(answer, torch.from_numpy(test))
+    assert found["accuracy"] == pytest.approx(1 / 7) and found["top5_accuracy"] == pytest.approx(5 / 7)
+
+
+def test_a_class_that_no_fitted_row_has_keeps_its_place() -> None:
+    rng = np.random.default_rng(0)
+    features = {name: rng.random((20, 3)).astype(np.float32) for name in ("train", "val", "test")}
+    predicted = linear_predictions(features, dict.fromkeys(features, np.arange(20) % 2), "classification", 7)
+    assert predicted is not None and predicted.shape == (20, 7) and not predicted[:, 2:].any()
 
 
 def test_pixel_histograms(tmp_path: Path, read: Read) -> None:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from longseq.backbone import Backbone
+from longseq.domains.vision.augment import Augmentation
 from longseq.domains.vision.datamodule import VisionData
 from longseq.errors import ConfigError, DataError
 from longseq.registry import create_backbone
@@ -199,6 +200,15 @@ def test_augmentation_follows_seed_epoch_and_row_and_leaves_the_global_state(ima
     assert not np.array_equal(rows[5]["inputs"], first)
     plain = read(image_npz).splits["test"]
     np.testing.assert_array_equal(plain[3]["inputs"], data.splits["test"][3]["inputs"])
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "rand-m0", "original"])
+def test_the_strongest_policies_keep_a_picture(policy: str) -> None:
+    augmentation = Augmentation((8, 8), auto_augment=policy)
+    image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3)).astype(np.uint8)
+    for seed in range(150):
+        changed = augmentation(image, np.random.default_rng(seed))
+        assert changed.shape == image.shape and changed.dtype == np.uint8
 
 
 def test_all_frames_of_a_clip_are_augmented_alike(tmp_path: Path, read: Read) -> None:

@@ -88,6 +88,50 @@ def test_a_truncated_file_whose_header_promises_more(tmp_path: Path, read: Read)
         store.read(0, [29])
 
 
+def test_a_cut_file_that_counts_no_frames_is_known_by_its_length(tmp_path: Path) -> None:
+    encode(tmp_path / "v.mkv", np.random.default_rng(0).integers(0, 256, (40, 32, 32)).astype(np.uint8))
+    assert VideoStore([tmp_path / "v.mkv"]).check(0).frames == 40
+    (tmp_path / "cut.mkv").write_bytes((tmp_path / "v.mkv").read_bytes()[:-40_000])
+    with pytest.raises(DataError, match=r"cut\.mkv: the header promises \d\.\d s, the last frame ends after \d\.\d s"):
+        VideoStore([tmp_path / "cut.mkv"]).check(0)
+
+
+def test_what_was_trimmed_away_without_encoding_anew_is_not_shown(tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    encode(tmp_path / "whole.mp4", frames_of(0, 25))
+    with av.open(str(tmp_path / "whole.mp4")) as source, av.open(str(tmp_path / "v.mp4"), "w") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        first = int(10 / stream.average_rate / stream.time_base)
+        for packet in source.demux(stream):
+            if packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - first, packet.dts - first, copy
+                target.mux(packet)
+    store = VideoStore([tmp_path / "v.mp4"])
+    assert store.check(0, every_frame=True).frames == 15
+    found = np.rint(store.read(0, [0, 14])[:, 1:3, :, 0].mean((1, 2)) / 8)
+    assert np.abs(found - [10, 24]).max() <= 1
+    # The header alone counts all of them; then the last one stands for those that are not there.
+    np.testing.assert_array_equal(store.read(0, [24]), store.read(0, [14]))
+
+
+def test_damage_in_the_middle_is_found_before_training_where_bad_files_are_skipped(tmp_path: Path, read: Read) -> None:
+    av = pytest.importorskip("av")
+    for label in (0, 1):
+        (tmp_path / str(label)).mkdir()
+        for i in range(5):
+            encode(tmp_path / str(label) / f"{i}.mp4", np.random.default_rng(i).integers(0, 256, (30, 32, 32)).astype(np.uint8))
+    spoiled = tmp_path / "1" / "2.mp4"
+    content = bytearray(spoiled.read_bytes())
+    with av.open(str(spoiled)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    content[places[12] : places[16]] = bytes(places[16] - places[12])
+    spoiled.write_bytes(content)
+    options = {"tokenizer": "tubelet", "val_fraction": 0.2, "test_fraction": 0.2, "frames": 4}
+    data = read(tmp_path, **options, on_bad="skip")
+    assert "2.mp4" in str(data.counts["skipped in train, unreadable"])
+
+
 def test_no_video_at_all(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"this is text, not a video" * 20)
     (tmp_path / "b.mp4").write_bytes(b"")
