@@ -140,8 +140,10 @@ class BoundedConnection(HttpToolsProtocol):
         self.refuse(Refusal(400, f"{msg} This server speaks HTTP/1.1 without TLS; see /docs"))
 
     def refuse(self, refusal: Refusal) -> None:
-        """Says why, and closes the connection once the client can have read it."""
+        """Says why, and closes the connection once the client can have read it; nothing else is answered on it."""
         self.refused = True
+        self._stop_looking()
+        self._leave()
         body = json.dumps({"error": refusal.reason}).encode()
         headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
         lines = [f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}"]

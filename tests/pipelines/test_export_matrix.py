@@ -29,8 +29,8 @@ FORMATS = ("safetensors", "torch", "onnx")
 CANNOT: dict[tuple[str, str], str] = {("gru", "aoti"): "one position after the other"}
 # Quick enough for every run; and those that are compiled in half a minute, of which s4 has a step graph too.
 QUICK, COMPILED = ("cnn", "gru", "hyena", "transformer"), ("gru", "s4")
-# Several of mamba's and s4d's mixers, whose whole graphs are traced by themselves.
-MADE_OF_OTHERS = ("caduceus", "sashimi")
+# Large graphs, of scans whose own tests trace them whole.
+LARGE = ("caduceus", "mamba", "sashimi")
 
 
 def largest(report: dict[str, Any]) -> float:
@@ -87,7 +87,7 @@ def test_quick_backbones_through_torch_export(backbone: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("backbone", list_backbones())
 def test_every_backbone_in_every_format(backbone: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     pytest.importorskip("onnxruntime")
-    if backbone in MADE_OF_OTHERS:
+    if backbone in LARGE:
         request.getfixturevalue("few_rounds")
         check(backbone, FORMATS, "dna", tmp_path, max_length=512)
     else:
