@@ -37,3 +37,15 @@ def real_data() -> Path:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exported scans that unroll as little as 512 positions need: the same graphs, a quarter as large."""
+    from longseq.ops.diagonal_ssm import traced as diagonal
+    from longseq.ops.selective_scan import traceable as selective
+
+    monkeypatch.setattr(selective, "STEPS", 4)
+    monkeypatch.setattr(selective, "CHUNKS", 2)
+    monkeypatch.setattr(selective, "_ROUNDS", 7)
+    monkeypatch.setattr(diagonal, "SYMBOLIC_LEVELS", 7)

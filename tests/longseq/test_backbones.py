@@ -357,6 +357,7 @@ def test_saved_and_loaded_gives_the_same(name: str, tmp_path: Any) -> None:
 
 
 @ALL
+@pytest.mark.usefixtures("few_rounds")
 def test_exports_with_dynamic_batch_and_length(name: str, extra: dict[str, Any]) -> None:
     model = build(name, **extra)
     batch, length = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("length", min=2, max=300)

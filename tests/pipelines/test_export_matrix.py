@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 
-from longseq.ops.diagonal_ssm import traced as diagonal
-from longseq.ops.selective_scan import traceable as selective
 from longseq.pipelines.export_aoti import compiler
 from longseq.pipelines.export_check import check_folder
 from longseq.pipelines.export_graphs import ExportError
@@ -67,15 +65,6 @@ def check_graphs(report: dict[str, Any], domain: str) -> None:
     assert graph["dynamic_axes"]["inputs"]["0"] == "batch"
     step = report["graphs"]["step"]
     assert "reason" in step or step["largest_error"] < 1e-4
-
-
-@pytest.fixture
-def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scans that unroll as little as 512 positions need: the same graphs, a quarter as large."""
-    monkeypatch.setattr(selective, "STEPS", 4)
-    monkeypatch.setattr(selective, "CHUNKS", 2)
-    monkeypatch.setattr(selective, "_ROUNDS", 7)
-    monkeypatch.setattr(diagonal, "SYMBOLIC_LEVELS", 7)
 
 
 @pytest.mark.parametrize("backbone", QUICK)
