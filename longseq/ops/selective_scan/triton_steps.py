@@ -216,7 +216,9 @@ def scan_steps(
     u, skipped = d * x, skip * x
     gate = gate_of(load_row(z_at, ok, HAS_GATE, x), HAS_GATE)
     B = load_map(B_ptr, channels, BLOCK_D, N)
-    C, skipped_before, gate_before = B, skipped, gate
+    # Not the same tensors as `skipped` and `gate`: Triton finds what a loop carries by comparing names before and after one
+    # turn, and where two names of one tensor change places it sees nothing change.
+    C, skipped_before, gate_before = B, tl.zeros((BLOCK_D,), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
     x_at += SIGN * X_ROW
     dt_at += SIGN * DT_ROW
     z_at += SIGN * Z_ROW

@@ -35,7 +35,7 @@ def run_with_gradients(tensors: list[Tensor], implementation: str, use_global: b
     if use_global:
         options |= {"q_global_BLHP": qg, "k_global_BLHP": kg, "v_global_BLHP": vg}
     y = window_attention(q, k, v, implementation=implementation, **options)
-    weights = torch.linspace(-1.0, 1.0, y.numel(), dtype=y.dtype).view_as(y)
+    weights = torch.linspace(-1.0, 1.0, y.numel(), dtype=y.dtype, device=y.device).view_as(y)
     (y * weights.cos()).sum().backward()
     return [y.detach(), *(torch.zeros_like(x) if x.grad is None else x.grad for x in leaves)]
 
