@@ -68,7 +68,7 @@ class Launch:
 
     def _through_triton(self, tensors: tuple[Tensor, ...], pointers: list[int]) -> None:
         if _ahead.kernels is not None:
-            _ahead.kernels.append(self.kernel.run(*tensors, *self._rest, grid=self.grid, warmup=True, **self._options))
+            launch(self.kernel, self.grid, *tensors, *self._rest, **self._options)
             return
         compiled = self.kernel[self.grid](*tensors, *self._rest, **self._options)
         # The interpreter compiles nothing.
@@ -77,6 +77,14 @@ class Launch:
         # No metadata and no hooks.
         after = (compiled.function, compiled.packed_metadata, None, None, None)
         self._ready[_kinds(tensors)] = compiled.run, (*self.grid, 1, 1)[:3], after
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Launches a kernel through Triton; within `compile_ahead` has it compiled instead."""
+    if _ahead.kernels is not None:
+        _ahead.kernels.append(kernel.run(*arguments, grid=grid, warmup=True, **options))
+    else:
+        kernel[grid](*arguments, **options)
 
 
 def _kinds(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:

@@ -56,21 +56,22 @@ def supports(x_BLD: Tensor, dt_D: Tensor, A_real_DN: Tensor, *_: Any, **__: Any)
 
 
 def self_check() -> float:
-    """The largest relative error of outputs and gradients against the chunked form, on a tiny input.
+    """The largest relative error of outputs and gradients against the chunked form.
 
-    It runs the variants that a training step in bf16 runs, so that nothing is compiled for the check alone.
+    It runs the variants that a training step in bf16 runs, so that nothing is compiled for the check alone: with as many
+    positions and channels as fill their tiles twice.
     """
     from longseq.ops.diagonal_ssm.chunked import diagonal_ssm_chunked
 
-    generator, width, modes = torch.Generator().manual_seed(0), 16, 32
+    generator, width, modes, length = torch.Generator().manual_seed(0), 1024, 32, 4096
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    given = [random(2, 128, width).bfloat16(), random(width).mul(0.3).exp() * 0.05, -random(width, modes).exp()]
+    given = [random(2, length, width).bfloat16(), random(width).mul(0.3).exp() * 0.05, -random(width, modes).exp()]
     given += [random(width, modes), random(width, modes, 2), random(width)]
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    dy, results = random(2, 128, width).bfloat16().to(device), []
+    dy, results = random(2, length, width).bfloat16().to(device), []
     compile_ahead(lambda: _run_both([t.to(device) for t in given], dy))
     for run in (diagonal_ssm_triton, diagonal_ssm_chunked):
         exact = run is diagonal_ssm_chunked

@@ -84,6 +84,26 @@ def test_an_unknown_version_leaves_every_launch_to_triton(kernel: Kernel, monkey
     triton_launch.compile_ahead(lambda: pytest.fail("nothing is compiled ahead"))
 
 
+def test_a_launch_is_compiled_where_compiling_ahead_and_run_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    from longseq.ops import triton_launch
+
+    done: list[Any] = []
+
+    class Both(Kernel):
+        def run(self, *arguments: Any, **options: Any) -> Any:
+            done.append(("compiled", arguments, options))
+            return SimpleNamespace(run="launcher")
+
+    kernel = Both()
+    monkeypatch.setattr(triton_launch, "_KNOWN", True)
+    triton_launch.compile_ahead(lambda: triton_launch.launch(kernel, (4,), 1, 2, BLOCK=8))
+    assert done == [("compiled", (1, 2), {"grid": (4,), "warmup": True, "BLOCK": 8})]
+    assert not kernel.through
+    triton_launch.launch(kernel, (4,), 1, 2, BLOCK=8)
+    assert kernel.through == [((4,), 2, {"BLOCK": 8})]
+    assert len(done) == 1
+
+
 def test_prepared_launches_are_made_once(kernel: Kernel) -> None:
     from longseq.ops.triton_launch import prepare
 
