@@ -7,8 +7,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from longseq.ops.fft_conv import triton_long as long_form
 from longseq.ops.fft_conv.chunked import fast_length
-from longseq.ops.fft_conv.triton_choices import SHORT, cdiv, choose, group_width, short_factors, short_warps
+from longseq.ops.fft_conv.triton_choices import (
+    LONG,
+    SHORT,
+    cdiv,
+    choose,
+    group_width,
+    long_factors,
+    short_factors,
+    short_warps,
+)
 from longseq.ops.fft_conv.triton_kernels import (
     multiply_spectra,
     twist_in,
@@ -61,8 +71,9 @@ def self_check() -> float:
     from longseq.ops.fft_conv.chunked import fft_conv_chunked
 
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    # Both ways of transforming: by cuFFT, and by one program in its largest form.
-    cases = [_check_case(length, device) for length in (64, SHORT["last"])]
+    # The ways of transforming: by cuFFT, by one program in its largest form, and in three passes where these are switched on.
+    long = (1 << LONG["first"],) if LONG["first"] <= LONG["last"] else ()
+    cases = [_check_case(length, device) for length in (64, SHORT["last"], *long)]
     compile_ahead(lambda: [_run_both(*case) for case in cases])
     errors = [_check_error(fft_conv_chunked, *case) for case in cases]
     # NaN is no maximum to Python.
@@ -194,6 +205,12 @@ class _Plan:
         prepare(untwist_taps, (grid[0], dkernel.shape[0]), numbers, (self.tile.block,))(_signal(dkernel), dk)
 
 
+def _long_plan(u: Tensor, k: Tensor, history: Tensor | None) -> long_form.LongPlan | None:
+    """The three-pass form's sizes, if it is to run; history is left to cuFFT."""
+    factors = long_factors(u.shape[1], u.dtype, u.device) if history is None else None
+    return None if factors is None else long_form.LongPlan(u, min(k.shape[1], u.shape[1]), factors)
+
+
 def _signal(z: Tensor) -> Tensor:
     """The inverse FFT without its factor 1 / n, as real and imaginary parts."""
     return torch.view_as_real(torch.fft.ifft(z, norm="forward"))
@@ -216,6 +233,10 @@ def _run_forward(
     u, k, bias, pre, post, history = _whole(u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
     y_BLD, plain_BLD = _empty(u, save)
     with on_device(u):
+        long = _long_plan(u, k, history)
+        if long is not None:
+            long_form.run_forward(long, u, k, bias, pre, post, (y_BLD, plain_BLD), save)
+            return y_BLD, plain_BLD
         plan = _Plan(u, k, history)
         has = (pre is not None, post is not None, bias is not None, save, plan.short is not None)
         for first, last in plan.groups():
@@ -264,9 +285,17 @@ def _run_backward(
     """Gradients of u, k, bias, pre gate, post gate and history; those that do not exist are empty."""
     dy, u, k, bias, pre, post, history = _whole(dy_BLD, u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
     with on_device(u):
-        plan = _Plan(u, k, history)
         save = plain_BLD.numel() > 0
-        du, dk, _, dpre, dpost, dhistory = _gradients(u, k, bias, pre, post if save else None, history, plan)
+        long = _long_plan(u, k, history)
+        if long is not None:
+            du, dk, _, dpre, dpost, dhistory = _gradients(u, k, bias, pre, post if save else None, history, long.taps)
+            results = (du, dk, dpre, dpost)
+            part = long_form.run_backward(long, dy, plain_BLD, u, k, bias, pre, post, results, need_input, need_kernel)
+            return du, dk, _sum_of(part, bias), dpre, dpost, dhistory
+        plan = _Plan(u, k, history)
+        du, dk, _, dpre, dpost, dhistory = _gradients(
+            u, k, bias, pre, post if save else None, history, plan.taps, plan.forgotten
+        )
         grid, start = plan.from_the_end(plan.past + plan.length, plan.tile.places, plan.width)
         part = torch.empty(plan.batch * grid[0] if bias is not None else 0, plan.width, dtype=torch.float32, device=u.device)
         has = (pre is not None, post is not None, bias is not None, history is not None, need_input)
@@ -279,8 +308,11 @@ def _run_backward(
                 z, dy, u, u if pre is None else pre, u if post is None else post, u if bias is None else bias,
                 plain_BLD, du, dpre, dpost, dhistory, part,
             )  # fmt: skip
-        dbias = part.sum(0).to(bias.dtype) if bias is not None else part.new_empty(0)
-    return du, dk, dbias, dpre, dpost, dhistory
+    return du, dk, _sum_of(part, bias), dpre, dpost, dhistory
+
+
+def _sum_of(part: Tensor, bias: Tensor | None) -> Tensor:
+    return part.sum(0).to(bias.dtype) if bias is not None else part.new_empty(0)
 
 
 def _products(
@@ -322,7 +354,8 @@ def _gradients(
     pre: Tensor | None,
     post: Tensor | None,
     history: Tensor | None,
-    plan: _Plan | None = None,
+    taps: int | None = None,
+    forgotten: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Room for them. Taps and history too far off to reach an output are never written, so these start as 0."""
 
@@ -330,9 +363,9 @@ def _gradients(
         return make((0,) if x is None else x.shape, dtype=u.dtype if x is None else x.dtype, device=u.device)
 
     # At a million positions zeros that are all written over would cost a third of a millisecond.
-    taps = torch.zeros if plan is not None and plan.taps < k.shape[1] else torch.empty
-    past = torch.zeros if plan is not None and plan.forgotten > 0 else torch.empty
-    return like(u), like(k, taps), like(bias), like(pre), like(post), like(history, past)
+    made_k = torch.zeros if taps is not None and taps < k.shape[1] else torch.empty
+    made_history = torch.zeros if forgotten > 0 else torch.empty
+    return like(u), like(k, made_k), like(bias), like(pre), like(post), like(history, made_history)
 
 
 @_backward.register_fake

@@ -77,3 +77,68 @@ def power_of_two(n: int) -> int:
 def cdiv(total: int, block: int) -> int:
     """How many blocks cover a total; triton's function of this name takes 10 us on the host."""
     return -(-total // block)
+
+
+# Sequences too long for one program, in three passes, bf16 only as above: bits of the shortest and the longest transform, and
+# how many times the positions it may have at most (it is a power of two, cuFFT's is not). "last" below "first" is off. Up to
+# "fused" batch rows each transforms the taps' rows by itself.
+LONG = {"first": 14, "last": 20, "waste": 1.5, "fused": 1}
+# Families that it compiles for: on 10 Triton 3.6 gives up on the two maxima of `triton_short.scale`.
+LONG_FAMILIES = {9}
+# Positions of a row, a power of two, by the bits of the transform; the columns have the rest, 16 to 128.
+LONG_ROWS = {14: 1024, 15: 2048, 16: 4096, 17: 4096, 18: 4096, 19: 8192, 20: 8192}
+# Packed numbers of one signal of a group of channels.
+LONG_GROUP = {"size": 1 << 26}
+
+
+class LongTile(NamedTuple):
+    """How the columns are transformed.
+
+    Attributes:
+        channels: channels of a tile.
+        places: places of a row in a tile; 8 are a sector of memory, as are 16 channels in bf16.
+        warps: warps that share it on the way in.
+        warps_back: and on the way back, with half as many sums.
+    """
+
+    channels: int
+    places: int
+    warps: int
+    warps_back: int
+
+
+# Registers of a thread at most, so that another program fits beside, by the positions of a row or column
+# and what it is for.
+LONG_REGISTERS = {(8192, "taps"): 128, (8192, "back"): 128}
+# By the positions of a column.
+LONG_TILES = {
+    16: LongTile(32, 8, 4, 4),
+    32: LongTile(16, 8, 4, 4),
+    64: LongTile(16, 8, 4, 4),
+    128: LongTile(16, 8, 8, 8),
+}
+
+
+def long_factors(needed: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int, int] | None:
+    """N1, NA and NB, if a sequence of this length is transformed in three passes, else None."""
+    if dtype != torch.bfloat16 or _family(device) not in LONG_FAMILIES:
+        return None
+    n = power_of_two(needed)
+    bits = n.bit_length() - 1
+    if not LONG["first"] <= bits <= LONG["last"] or n > LONG["waste"] * needed:
+        return None
+    row_bits = LONG_ROWS[bits].bit_length() - 1
+    return n >> row_bits, 1 << (row_bits + 1) // 2, 1 << row_bits // 2
+
+
+def long_tile(n1: int) -> LongTile:
+    return LONG_TILES[n1]
+
+
+def long_group(batch: int, width: int, n: int, channels: int) -> int:
+    """Channels whose packed numbers are in memory together: whole tiles."""
+    return width if batch * width * n <= LONG_GROUP["size"] else max(1, LONG_GROUP["size"] // (batch * n * channels)) * channels
+
+
+def long_warps(row: int) -> int:
+    return max(1, min(8, row // SHORT["per_warp"])) if row > 4096 else short_warps(row)

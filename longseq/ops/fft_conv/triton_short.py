@@ -62,7 +62,7 @@ def load_matrix(pointer, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 @triton.jit
 def scale(re, im):
     """A power of two that is about the largest absolute number: dividing by it loses nothing."""
-    size = tl.max(tl.max(tl.maximum(tl.abs(re), tl.abs(im)), 1), 0)
+    size = tl.max(tl.maximum(tl.abs(re), tl.abs(im)))
     return tl.exp2(tl.ceil(tl.log2(tl.maximum(size, 1e-30))))
 
 

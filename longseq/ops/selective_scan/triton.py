@@ -6,6 +6,7 @@ the others again. Sums over channels and over stretches of time are taken in a f
 
 import contextlib
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -17,25 +18,29 @@ from longseq.ops.chunks import segment_starts
 from longseq.ops.selective_scan.chunked import selective_scan_chunked
 from longseq.ops.selective_scan.triton_backward import scan_backward
 from longseq.ops.selective_scan.triton_choices import (
+    BACKWARD_TILES,
     KEEP,
     LONGEST,
     MAX_STATES,
     UNROLL,
-    WALK_PROGRAMS,
     WALK_WARPS,
     WALKED_STATES,
     Choice,
     choose,
     padded_states,
 )
+from longseq.ops.selective_scan.triton_gradients import scan_gradients
 from longseq.ops.selective_scan.triton_kernels import combine_stretches, scan_forward
 from longseq.ops.selective_scan.triton_steps import scan_steps, walk_states
+from longseq.ops.triton_launch import compile_ahead, launch
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Added to a log2-decay where a segment starts: 2 to its power is 0, and millions of them still have a finite sum.
 _RESET = -1e30
 _COMBINE_BLOCK = 128
+# Both kernels compute in bfloat16 and float32, in another order.
+_LANES_TOLERANCE = 2e-2
 
 
 def supports(
@@ -86,20 +91,36 @@ def selective_scan_triton(
 
 
 def self_check() -> float:
-    """The largest relative error of outputs and gradients against the chunked form, on a tiny input."""
+    """The largest relative error of outputs and gradients against the chunked form, with time whole and cut into stretches.
+
+    It runs the gradients' variant that a training step in bf16 runs; all kernels compile side by side.
+    """
     generator = torch.Generator().manual_seed(0)
     device = "cpu" if _INTERPRETED else "cuda"
-    shapes = ((1, 40, 9), (1, 40, 9), (9, 5), (1, 40, 5), (1, 40, 5), (9,), (1, 40, 9))
-    values = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
-    values[2] = -values[2].abs()
-    results = []
-    with torch.enable_grad():
-        for run in (selective_scan_triton, selective_scan_chunked):
-            leaves = [v.clone().requires_grad_() for v in values]
-            y, state = run(*leaves, dt_softplus=True)
-            results.append([y, state, *torch.autograd.grad(y.square().sum() + state.sum(), leaves)])
-    errors = [((ours - expected).norm() / expected.norm()).item() for ours, expected in zip(*results, strict=True)]
+    cases, errors = [], []
+    for length in (40, 600):
+        shapes = ((1, length, 64), (1, length, 64), (64, 16), (1, length, 16), (1, length, 16), (64,), (1, length, 64), (64,))
+        values = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+        values[2] = -values[2].abs()
+        cases.append([v.bfloat16() if v.dim() == 3 else v for v in values])
+    compile_ahead(lambda: [_run_both(*values) for values in cases])
+    for values in cases:
+        results = []
+        dy = torch.randn(values[0].shape, generator=generator).to(values[0])
+        with torch.enable_grad():
+            for run in (selective_scan_triton, selective_scan_chunked):
+                leaves = [(v if run is selective_scan_triton else v.float()).clone().requires_grad_() for v in values]
+                y, state = run(*leaves, dt_softplus=True)
+                results.append([y, state, *torch.autograd.grad([y, state.sum()], leaves, [dy.to(y.dtype), None])])
+        pairs = zip(*results, strict=True)
+        errors += [((ours.float() - expected).norm() / expected.norm()).item() for ours, expected in pairs]
     return max(errors, key=lambda error: float("inf") if error != error else error)
+
+
+def _run_both(*values: Tensor) -> None:
+    """The launches of forward and backward."""
+    y_BLD, state_BDN, kept = _scan(*values, None, None, None, True, False, True)
+    _scan_backward(y_BLD, state_BDN, *values, None, None, kept, True, False)
 
 
 def _guard(x: Tensor) -> contextlib.AbstractContextManager[object]:
@@ -196,6 +217,7 @@ class _Launch:
         self.n_kept = -(-self.length // KEEP)
         self.block = choice.block_width(self.padded)
         self.stretches = choice.stretches(self.batch, self.length, self.width, self.padded)
+        self.walk_block = 32 * WALK_WARPS * choice.walk_pair
         self.parts = self._parts()
         self.stretch = -(-self.length // (LONGEST * self.stretches * self.parts)) * LONGEST * self.parts
         self.stretches = -(-self.length // self.stretch)
@@ -238,45 +260,51 @@ class _Launch:
         """Into how many parts the first pass, which holds more channels in a program, cuts a stretch."""
         if self.stretches == 1 or self.padded > WALKED_STATES:
             return 1
-        programs = self.batch * self.stretches * -(-self.width // (32 * WALK_WARPS))
+        programs = self.batch * self.stretches * -(-self.width // self.walk_block)
         longest = self.length // (LONGEST * self.stretches)
-        return max(1, min(WALK_PROGRAMS // programs, longest))
+        return max(1, min(self.choice.walk_programs // programs, longest))
 
     def step_flags(self, v: Tensor) -> dict[str, Any]:
         """Constants of the kernels that walk step by step; `v` is what they read besides the step sizes and the gate."""
         names = ("SOFTPLUS", "SIGN", "KEEP", "HAS_GATE", "HAS_BIAS", "HAS_MASK", "HAS_RESET", "N")
         strides = zip(("X_ROW", "DT_ROW", "Z_ROW"), (v, self.dt, v if self.z is None else self.z), strict=True)
         flags = {name: self.flags[name] for name in names} | {name: tensor.stride(1) for name, tensor in strides}
-        return {**flags, "D": self.width, "UNROLL": UNROLL}
+        return {**flags, "D": self.width}
+
+    def step_sizes(self, v: Tensor) -> list[int]:
+        """Numbers of rows in the maps and between the rows of a batch, for the same kernels."""
+        return [*self.map_sizes, *(_strides(t)[0] for t in (v, self.dt, v if self.z is None else self.z))]
 
     def enter(self, start: Tensor, v: Tensor, backward: bool) -> Tensor:
         """The state that enters each stretch, or backward its gradient, from the one that enters the first: a pass over v and
         B, or the gradient of the outputs and C."""
         part = self.stretch // self.parts
-        count = -(-self.length // part)
+        # Of the stretch that is last in walking order only the state that enters its first part is needed.
+        unused = self.parts - 1
+        count = -(-self.length // part) - unused if backward else (self.stretches - 1) * self.parts + 1
         made, totals = (self.A.new_empty(self.batch, count, self.width, self.padded) for _ in range(2))
         # Without a gate of its own v is read in its place, and not used.
         bias, mask, resets, z = (v if t is None else t for t in (self.bias, self.mask, self.resets, self.z))
         tensors = (v, self.dt, z, self.A, self.maps[1 if backward else 0], bias, mask, resets, made, totals)
-        sizes = [self.length, part, count, *self.map_sizes, *(_strides(t)[0] for t in (v, self.dt, z))]
-        flags = self.step_flags(v) | {"HAS_GATE": backward and self.z is not None, "BACKWARD": backward}
-        grid = (-(-self.width // (32 * WALK_WARPS)), count - 1, self.batch)
-        walk_states[grid](*tensors, *sizes, **flags, BLOCK_D=32 * WALK_WARPS, num_warps=WALK_WARPS)  # type: ignore[index]
+        sizes = [self.length, part, count, unused, *self.step_sizes(v)]
+        flags = self.step_flags(v) | {"HAS_GATE": backward and self.z is not None, "BACKWARD": backward, "UNROLL": UNROLL}
+        flags |= {"PAIR": self.choice.walk_pair, "BLOCK_D": self.walk_block, "num_warps": WALK_WARPS}
+        grid = (-(-self.width // self.walk_block), count - 1, self.batch)
+        launch(walk_states, grid, *tensors, *sizes, **flags)
         entering = self.combine(start, made, totals, backward)
         if self.parts == 1:
             return entering
         if not backward:
             return entering[:, :: self.parts].contiguous()
         # A stretch is entered at its last part, the last one perhaps before it is whole.
-        whole = entering[:, self.parts - 1 :: self.parts]
-        return torch.cat([whole, entering[:, -1:]], dim=1) if count % self.parts else whole.contiguous()
+        return torch.cat([entering[:, : count - 1 : self.parts], entering[:, -1:]], dim=1)
 
     def combine(self, start: Tensor, made: Tensor, totals: Tensor, backward: bool) -> Tensor:
         """The state that enters each stretch."""
         entering, size = torch.empty_like(made), self.width * self.padded
         grid = (-(-size // _COMBINE_BLOCK), self.batch)
         tensors = (start, made, totals, entering)
-        combine_stretches[grid](*tensors, made.shape[1], size, BLOCK=_COMBINE_BLOCK, BACKWARD=backward, num_warps=4)  # type: ignore[index]
+        launch(combine_stretches, grid, *tensors, made.shape[1], size, BLOCK=_COMBINE_BLOCK, BACKWARD=backward, num_warps=4)
         return entering
 
     def without_padding(self, v_BDN: Tensor) -> Tensor:
@@ -315,20 +343,24 @@ def _scan(
         elif run.stretches > 1:
             totals, zeros = run.new_states(), run.new_states().zero_()
             buffers = (zeros, y_BLD, last, totals, kept)
-            scan_forward[run.grid](*run.inputs(), *buffers, *run.sizes, **run.flags, SAVE=False, OUTPUTS=False, TOTALS=True)  # type: ignore[index]
+            launch(
+                scan_forward, run.grid, *run.inputs(), *buffers, *run.sizes, **run.flags, SAVE=False, OUTPUTS=False, TOTALS=True
+            )
             start = run.combine(h0, last, totals, backward=False)
         if run.choice.holds(run.padded):
             buffers = (start, y_BLD, last, kept)
-            sizes = [run.length, run.stretch, run.n_kept, *run.map_sizes]
-            sizes += [_strides(v)[0] for v in (run.x, run.dt, run.x if run.z is None else run.z)]
-            flags = run.step_flags(run.x) | {"HAS_SKIP": D_D is not None, "BLOCK_D": run.block, "SAVE": save}
-            flags |= {"KEEP_WIDTH": min(run.padded, 16 // kept.element_size()), "num_warps": run.choice.warps}
+            sizes = [run.length, run.stretch, run.n_kept, *run.step_sizes(run.x)]
+            flags = run.step_flags(run.x) | {"HAS_SKIP": D_D is not None, "BLOCK_D": run.block, "SAVE": save, "UNROLL": UNROLL}
+            flags |= {"PAIR": run.choice.pair, "KEEP_WIDTH": min(run.padded, 16 // kept.element_size())}
+            flags["num_warps"] = run.choice.warps
             if run.choice.registers:
                 flags["maxnreg"] = run.choice.registers
-            scan_steps[run.grid](*run.inputs(), *buffers, *sizes, **flags)  # type: ignore[index]
+            launch(scan_steps, run.grid, *run.inputs(), *buffers, *sizes, **flags)
         else:
             buffers = (start, y_BLD, last, last, kept)
-            scan_forward[run.grid](*run.inputs(), *buffers, *run.sizes, **run.flags, SAVE=save, OUTPUTS=True, TOTALS=False)  # type: ignore[index]
+            launch(
+                scan_forward, run.grid, *run.inputs(), *buffers, *run.sizes, **run.flags, SAVE=save, OUTPUTS=True, TOTALS=False
+            )
         return y_BLD, run.without_padding(last[:, -1].contiguous()), kept
 
 
@@ -360,39 +392,109 @@ def _scan_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, A, B, C, D, z, dt_bias and the initial state; empty for those left out."""
     inputs = (x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, mask_BL, segment_ids_BL)
+    options = (kept, dt_softplus, reverse)
     with _guard(x_BLD):
-        run = _Launch(*inputs, dt_softplus, reverse, _choices(x_BLD, A_DN.shape[1])[1])
-        choice, dy = run.choice, dy_BLD.contiguous()
-        dx, ddt = (torch.empty(x_BLD.shape, dtype=v.dtype, device=v.device) for v in (x_BLD, dt_BLD))
-        dz = x_BLD.new_empty(0) if z_BLD is None else torch.empty(x_BLD.shape, dtype=z_BLD.dtype, device=x_BLD.device)
-        dB, dC = (run.A.new_empty(run.grid[0], run.batch, run.length, run.padded) for _ in range(2))
-        dA, dstart, totals = run.new_states(), run.new_states(), run.new_states()
-        dskip, dbias = (run.A.new_empty(run.batch, run.stretches, run.width) for _ in range(2))
-        dlast = _pad_states(dstate_BDN, run.padded)
-        outputs = (kept, dx, ddt, dz, dB, dC, dA, dskip, dbias, dstart, totals)
-        flags = {
-            **run.flags,
-            "WARPS": choice.warps,
-            "STAGES": choice.stages,
-            # A product adds at least 16 channels.
-            "DOT": choice.dot and x_BLD.dtype == torch.bfloat16 and run.block >= 16,
-        }
-        # The interpreter multiplies no 16-bit matrices.
-        flags["DOT_TYPE"] = tl.float32 if _INTERPRETED else tl.bfloat16
-        entering = dlast
-        if run.stretches > 1 and run.padded <= WALKED_STATES:
-            entering = run.enter(dlast, dy, backward=True)
-        elif run.stretches > 1:
-            zeros = run.new_states().zero_()
-            scan_backward[run.grid](dy, zeros, *run.inputs(), *outputs, *run.sizes, **flags, GRADS=False, TOTALS=True)  # type: ignore[index]
-            entering = run.combine(dlast, dstart, totals, backward=True)
-        scan_backward[run.grid](dy, entering, *run.inputs(), *outputs, *run.sizes, **flags, GRADS=True, TOTALS=False)  # type: ignore[index]
-        n = run.n_states
-        dA = dA.sum((0, 1))[:, :n].contiguous()
-        dB, dC = (v.sum(0)[..., :n].contiguous() for v in (dB, dC))
-        dD = x_BLD.new_empty(0) if D_D is None else dskip.sum((0, 1))
-        dbias = x_BLD.new_empty(0) if dt_bias_D is None else dbias.sum((0, 1))
-        return dx, ddt, dA, dB, dC, dD, dz, dbias, run.without_padding(dstart[:, 0].contiguous())
+        choice = _choices(x_BLD, A_DN.shape[1])[1]
+        if choice.values == WALKED_STATES and not _lanes_agree(choice, inputs, *options):
+            choice = BACKWARD_TILES
+        return _gradients(choice, dy_BLD, dstate_BDN, inputs, *options)
+
+
+# By width, strides and flags, which its code is compiled for: whether the kernel of lanes gives what that of tiles does.
+_agreed: dict[tuple[Any, ...], bool] = {}
+
+
+def _lanes_agree(choice: Choice, inputs: tuple[Tensor | None, ...], kept: Tensor, dt_softplus: bool, reverse: bool) -> bool:
+    """Whether a lane may have a channel: on first use gradients of the first few steps are compared with those by tiles."""
+    x, dt, A, B, C, D, z, bias, mask, segments = inputs
+    assert x is not None and dt is not None and A is not None and B is not None and C is not None
+    if x.dtype != torch.bfloat16 or A.shape[1] > WALKED_STATES:
+        return False
+    strides = (x.stride(1), dt.stride(1), None if z is None else z.stride(1))
+    has = tuple(v is None for v in (D, bias, mask, segments))
+    key = (x.device, A.shape, *strides, *has, dt_softplus, reverse, choice)
+    if key in _agreed:
+        return _agreed[key]
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    steps = min(3 * KEEP, x.shape[1])
+
+    def first(v: Tensor | None) -> Tensor | None:
+        return None if v is None else v[:1, -steps:] if reverse else v[:1, :steps]
+
+    rows = None if mask is None else torch.ones_like(mask[:1, :steps])
+    numbers = None if segments is None else torch.zeros_like(segments[:1, :steps])
+    some = (first(x), first(dt), A, first(B), first(C), D, first(z), bias, rows, numbers)
+    generator = torch.Generator().manual_seed(0)
+    dy = torch.randn(1, steps, x.shape[2], generator=generator).to(x)
+    dstate = torch.randn(1, *A.shape, generator=generator).to(x.device)
+    begin = kept[:1, : -(-steps // KEEP)].contiguous()
+    found, expected = (_gradients(c, dy, dstate, some, begin, dt_softplus, reverse) for c in (choice, BACKWARD_TILES))
+    pairs = [(a.float(), b.float()) for a, b in zip(found, expected, strict=True) if b.numel()]
+    # All of a gradient may be zero, where an input is.
+    errors = [float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in pairs]
+    if not all(bool(b.isfinite().all()) for b in expected):
+        # Says nothing about the kernel.
+        return False
+    # NaN is not below the tolerance either.
+    _agreed[key] = all(error < _LANES_TOLERANCE for error in errors)
+    if not _agreed[key]:
+        warnings.warn(
+            f"longseq: the selective scan's gradients by lanes are off by {max(errors):.1e} from those by tiles on {x.device} "
+            f"(relative; {_LANES_TOLERANCE:.0e} allowed). Those by tiles are used instead.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return _agreed[key]
+
+
+def _gradients(
+    choice: Choice,
+    dy_BLD: Tensor,
+    dstate_BDN: Tensor,
+    inputs: tuple[Any, ...],
+    kept: Tensor,
+    dt_softplus: bool,
+    reverse: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As above, with one choice of kernel."""
+    x_BLD, dt_BLD, _A, _B, _C, D_D, z_BLD, dt_bias_D, *_ = inputs
+    lanes = choice.values == WALKED_STATES
+    run = _Launch(*inputs, dt_softplus, reverse, choice)
+    dy = dy_BLD.contiguous()
+    dx, ddt = (torch.empty(x_BLD.shape, dtype=v.dtype, device=v.device) for v in (x_BLD, dt_BLD))
+    dz = x_BLD.new_empty(0) if z_BLD is None else torch.empty(x_BLD.shape, dtype=z_BLD.dtype, device=x_BLD.device)
+    dB, dC = (run.A.new_empty(run.grid[0], run.batch, run.length, run.padded) for _ in range(2))
+    dA, dstart, totals = run.new_states(), run.new_states(), run.new_states()
+    dskip, dbias = (run.A.new_empty(run.batch, run.stretches, run.width) for _ in range(2))
+    dlast = _pad_states(dstate_BDN, run.padded)
+    outputs = (kept, dx, ddt, dz, dB, dC, dA, dskip, dbias, dstart)
+    # The interpreter multiplies no 16-bit matrices.
+    dot_type = tl.float32 if _INTERPRETED else tl.bfloat16
+    # A product adds at least 16 channels.
+    dot = choice.dot and x_BLD.dtype == torch.bfloat16 and run.block >= 16
+    flags = {**run.flags, "WARPS": choice.warps, "STAGES": choice.stages, "DOT": dot, "DOT_TYPE": dot_type}
+    entering = dlast
+    if run.stretches > 1 and run.padded <= WALKED_STATES:
+        entering = run.enter(dlast, dy, backward=True)
+    elif run.stretches > 1:
+        zeros = run.new_states().zero_()
+        buffers = (*outputs, totals)
+        launch(scan_backward, run.grid, dy, zeros, *run.inputs(), *buffers, *run.sizes, **flags, GRADS=False, TOTALS=True)
+        entering = run.combine(dlast, dstart, totals, backward=True)
+    if lanes:
+        sizes = [run.length, run.stretch, run.n_kept, *run.step_sizes(run.x)]
+        flags = run.step_flags(run.x) | {"HAS_SKIP": D_D is not None, "STORED": choice.stored, "DOT_TYPE": dot_type}
+        launch(scan_gradients, run.grid, dy, entering, *run.inputs(), *outputs, *sizes, **flags, num_warps=1)
+    else:
+        buffers = (*outputs, totals)
+        launch(scan_backward, run.grid, dy, entering, *run.inputs(), *buffers, *run.sizes, **flags, GRADS=True, TOTALS=False)
+    n = run.n_states
+    dA = dA.sum((0, 1))[:, :n].contiguous()
+    dB, dC = (v.sum(0)[..., :n].contiguous() for v in (dB, dC))
+    dD = x_BLD.new_empty(0) if D_D is None else dskip.sum((0, 1))
+    dbias = x_BLD.new_empty(0) if dt_bias_D is None else dbias.sum((0, 1))
+    return dx, ddt, dA, dB, dC, dD, dz, dbias, run.without_padding(dstart[:, 0].contiguous())
 
 
 @_scan_backward.register_fake
@@ -409,11 +511,18 @@ def _(dy, dstate, x, dt, A, B, C, D, z, dt_bias, mask, segments, kept, dt_softpl
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     *values, h0, mask, segments, ctx.dt_softplus, ctx.reverse, _save = inputs
     ctx.h0_dtype = None if h0 is None else h0.dtype
+    # Else autograd fills a gradient of the kept states, as large as they are, with zeros.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*values, mask, segments, output[2])
 
 
-def _backward(ctx, dy_BLD: Tensor, dstate_BDN: Tensor, _dkept: Tensor | None):  # type: ignore[no-untyped-def]
+def _backward(ctx, dy_BLD: Tensor | None, dstate_BDN: Tensor | None, _dkept: Tensor | None):  # type: ignore[no-untyped-def]
     saved = ctx.saved_tensors
+    x_BLD, A_DN = saved[0], saved[2]
+    if dy_BLD is None:
+        dy_BLD = torch.zeros_like(x_BLD)
+    if dstate_BDN is None:
+        dstate_BDN = x_BLD.new_zeros(x_BLD.shape[0], *A_DN.shape, dtype=torch.float32)
     *grads, dh0 = _scan_backward(dy_BLD, dstate_BDN, *saved, ctx.dt_softplus, ctx.reverse)
     grads = [None if v is None else g.to(v.dtype) for g, v in zip(grads, saved, strict=False)]
     dh0 = None if ctx.h0_dtype is None else dh0.to(ctx.h0_dtype)

@@ -15,13 +15,18 @@ class Choice(NamedTuple):
 
     Attributes:
         values: states a thread holds; with 32 * warps threads this sets the tile of channels. Where a thread holds all of a
-            channel's, time is walked step by step (`triton_steps.py`), else in tiles of steps.
+            channel's, time is walked step by step (`triton_steps.py`), else in tiles of steps. Backward 16, with one warp,
+            is the kernel of `triton_gradients.py`.
         warps: warps of a program.
         steps: time steps of a tile: in forward KEEP or twice as many, in backward a divisor of KEEP.
         programs: the sequence is cut into stretches until there are this many programs; 0 never cuts it.
         registers: the most a thread may use; 0 leaves it to the compiler.
         dot: backward only, bfloat16 inputs: add over channels on the tensor cores, in bfloat16.
         touch: read what the next tile needs into the first-level cache.
+        stored: backward only, where a thread holds all states: steps of a tile whose decays stay in registers.
+        pair: channels of a lane in the forward kernel that walks step by step.
+        walk_pair: the same in the first pass over stretches of time.
+        walk_programs: programs that the first pass is cut into.
         stages: backward only, with `dot`: tiles whose B and C are in shared memory at a time; 1 reads them when needed.
     """
 
@@ -33,6 +38,10 @@ class Choice(NamedTuple):
     dot: bool = False
     touch: bool = True
     stages: int = 1
+    stored: int = 3
+    pair: int = 1
+    walk_pair: int = 1
+    walk_programs: int = 512
 
     def holds(self, n_states: int) -> bool:
         """Whether a thread holds all states of a channel, for a number of states that is a power of two."""
@@ -40,7 +49,7 @@ class Choice(NamedTuple):
 
     def block_width(self, n_states: int) -> int:
         """Channels of a program."""
-        return max(self.warps, min(self.values, n_states) * 32 * self.warps // n_states)
+        return max(self.warps, min(self.values, n_states) * 32 * self.pair * self.warps // n_states)
 
     def stretches(self, batch: int, length: int, width: int, n_states: int) -> int:
         """Into how many stretches of time the sequence is cut."""
@@ -53,22 +62,24 @@ class Choice(NamedTuple):
 
 # The kernel that walks step by step holds at most this many states in a thread, and unrolls this many steps.
 WALKED_STATES, UNROLL = 16, 2
-# How many programs the first pass over stretches of time is cut into.
-WALK_WARPS, WALK_PROGRAMS = 4, 512
+# Warps of a program of the first pass over stretches of time.
+WALK_WARPS = 4
 
 # What works anywhere: forward, forward for many states, backward.
 _SAFE = (Choice(16, 4, 8, 190), Choice(4, 4, 8, 512), Choice(4, 4, 8, 512))
-# By (major) compute capability. Backward and the tiles of many states were measured on an H200 on 2026-11-22; the first choice
-# follows from a model of the machine code (README.md).
+# By (major) compute capability; that of 9 was measured on an H100 (README.md).
 _BY_FAMILY = {
     8: _SAFE,
-    9: (Choice(16, 4, 8, 190), Choice(8, 4, 16, 256), Choice(4, 4, 8, 512, dot=True)),
+    9: (Choice(8, 4, 16, 256), Choice(8, 4, 16, 256), Choice(16, 1, 8, 1024, stored=2)),
     10: _SAFE,
     12: _SAFE,
 }
-# Forward where batch and channels give a scheduler less than about one warp: time is cut into as many stretches as all
-# schedulers hold warps.
-_LONG = Choice(16, 4, 8, 528)
+# Backward where a lane does not have a channel: its kernel takes up to 16 states, and bfloat16. It saves a quarter of the time
+# and compiles for 12 s, for every width anew: worth it from so many elements of x on, where it saves a millisecond a call.
+BACKWARD_TILES = Choice(4, 4, 8, 512, dot=True)
+LANES_FROM = 1 << 25
+# Forward where batch and channels do not fill the GPU: time is cut into twice as many stretches as all schedulers hold warps.
+_LONG = Choice(16, 4, 8, 1056)
 
 
 def padded_states(n_states: int) -> int:
@@ -80,6 +91,8 @@ def choose(capability: int, batch: int, length: int, width: int, n_states: int) 
     """Forward and backward choice for a major compute capability; anything unknown gets what works everywhere."""
     steps, tiles, backward = _BY_FAMILY.get(capability, _SAFE)
     padded = padded_states(n_states)
+    if backward.values == WALKED_STATES and (padded > WALKED_STATES or batch * length * width < LANES_FROM):
+        backward = BACKWARD_TILES
     if padded > WALKED_STATES:
         return tiles, backward
     return (_LONG if steps.stretches(batch, length, width, padded) > 1 else steps), backward

@@ -16,26 +16,35 @@ from longseq.ops.selective_scan.triton_kernels import LOG2_E, STRANGE, STRANGE_W
 
 
 @triton.jit
-def at_states(channels, N: tl.constexpr, W: tl.constexpr):
-    """Offsets (BLOCK_D, N / W, W): with the widest load innermost a lane gets a whole channel."""
-    return (channels * N)[:, None, None] + (tl.arange(0, N // W) * W)[None, :, None] + tl.arange(0, W)[None, None, :]
+def at_states(firsts, N: tl.constexpr, W: tl.constexpr):
+    """Offsets (lanes, N / W, W) from each lane's first channel: with the widest load innermost a lane gets all of them."""
+    return (firsts * N)[:, None, None] + (tl.arange(0, N // W) * W)[None, :, None] + tl.arange(0, W)[None, None, :]
 
 
 @triton.jit
-def load_states(ptr, channels, ok_D, BLOCK_D: tl.constexpr, N: tl.constexpr):
-    return tl.reshape(tl.load(ptr + at_states(channels, N, 4), mask=ok_D[:, None, None], other=0.0), (BLOCK_D, N))
+def is_channel(firsts, D, PAIR: tl.constexpr, PARTS: tl.constexpr):
+    """(lanes, PARTS, 1): whether the channel exists that a part of a lane's states belongs to."""
+    return (firsts[:, None] + (tl.arange(0, PARTS) // (PARTS // PAIR))[None, :] < D)[:, :, None]
 
 
 @triton.jit
-def store_states(ptr, states, channels, ok_D, BLOCK_D: tl.constexpr, N: tl.constexpr, W: tl.constexpr):
-    values = tl.reshape(states.to(ptr.dtype.element_ty), (BLOCK_D, N // W, W))
-    tl.store(ptr + at_states(channels, N, W), values, mask=ok_D[:, None, None])
+def load_states(ptr, firsts, D, LANES: tl.constexpr, PAIR: tl.constexpr, N: tl.constexpr):
+    """(LANES, PAIR, N)."""
+    at = (firsts * N)[:, None, None] + at_states(tl.arange(0, LANES) * 0, PAIR * N, 4)
+    return tl.reshape(tl.load(ptr + at, mask=is_channel(firsts, D, PAIR, PAIR * N // 4), other=0.0), (LANES, PAIR, N))
 
 
 @triton.jit
-def load_map(ptr, channels, BLOCK_D: tl.constexpr, N: tl.constexpr):
-    """One step's B or C, the same for all channels."""
-    return tl.reshape(tl.load(ptr + at_states(channels * 0, N, 4)), (BLOCK_D, N))
+def store_states(ptr, states, firsts, D, LANES: tl.constexpr, PAIR: tl.constexpr, N: tl.constexpr, W: tl.constexpr):
+    values = tl.reshape(states.to(ptr.dtype.element_ty), (LANES, PAIR * N // W, W))
+    at = (firsts * N)[:, None, None] + at_states(tl.arange(0, LANES) * 0, PAIR * N, W)
+    tl.store(ptr + at, values, mask=is_channel(firsts, D, PAIR, PAIR * N // W))
+
+
+@triton.jit
+def load_map(ptr, firsts, LANES: tl.constexpr, N: tl.constexpr):
+    """(LANES, 1, N): one step's B or C, the same for all channels."""
+    return tl.reshape(tl.load(ptr + at_states(firsts * 0, N, 4)), (LANES, 1, N))
 
 
 @triton.jit
@@ -87,7 +96,7 @@ def step_sizes(dt, bias, ok, SOFTPLUS: tl.constexpr):
 
 @triton.jit
 def decay_of(d, A2, reset, HAS_RESET: tl.constexpr):
-    log_decay = d[:, None] * A2
+    log_decay = tl.expand_dims(d, 2) * A2
     if HAS_RESET:
         log_decay += reset
     return tl.exp2(log_decay)
@@ -103,7 +112,7 @@ def gate_of(z, HAS_GATE: tl.constexpr):
 
 @triton.jit
 def output_of(h, C, skipped, gate, HAS_SKIP: tl.constexpr, HAS_GATE: tl.constexpr):
-    y = tl.sum(h * C, axis=1)
+    y = tl.sum(h * C, axis=2)
     if HAS_SKIP:
         y += skipped
     if HAS_GATE:
@@ -132,7 +141,7 @@ def load_row(ptr, ok, WANTED: tl.constexpr, instead):
 
 
 # Values that differ from call to call; specialising on them would compile the same code again and again.
-VARYING = ["L", "stretch", "n_kept", "map_rows", "first_map", "x_batch", "dt_batch", "z_batch"]
+VARYING = ["L", "stretch", "n_kept", "n_stretches", "unused", "map_rows", "first_map", "x_batch", "dt_batch", "z_batch"]
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -164,6 +173,7 @@ def scan_steps(
     DT_ROW: tl.constexpr,
     Z_ROW: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PAIR: tl.constexpr,
     N: tl.constexpr,
     KEEP: tl.constexpr,
     KEEP_WIDTH: tl.constexpr,
@@ -180,14 +190,16 @@ def scan_steps(
     """One stretch of time from its entering state: outputs, the last state, and with SAVE the one before each KEEP-th step."""
     segment, row = tl.program_id(1), tl.program_id(2).to(tl.int64)
     first_channel = tl.program_id(0) * BLOCK_D
-    channels = first_channel + tl.arange(0, BLOCK_D)
+    LANES: tl.constexpr = BLOCK_D // PAIR
+    firsts = first_channel + tl.arange(0, LANES) * PAIR
+    channels = firsts[:, None] + tl.arange(0, PAIR)[None, :]
     ok_D = channels < D
     room = D - first_channel
     begin = segment.to(tl.int64) * stretch
     left = (tl.minimum(begin + stretch, L) - begin).to(tl.int32)
     place = (row * tl.num_programs(1) + segment) * (D * N)
-    A2 = load_states(A_ptr, channels, ok_D, BLOCK_D, N) * LOG2_E
-    h = load_states(start_ptr + place, channels, ok_D, BLOCK_D, N)
+    A2 = load_states(A_ptr, firsts, D, LANES, PAIR, N) * LOG2_E
+    h = load_states(start_ptr + place, firsts, D, LANES, PAIR, N)
     first = begin
     if SIGN < 0:
         first = L - 1 - begin
@@ -200,36 +212,36 @@ def scan_steps(
     C_ptr += map_first * N
     reset_at = reset_ptr + map_first
     kept_ptr += (row * n_kept + begin // KEEP) * (D * N)
-    bias = tl.zeros((BLOCK_D,), tl.float32)
+    bias = tl.zeros((LANES, PAIR), tl.float32)
     if HAS_BIAS:
         bias += tl.load(bias_ptr + channels, mask=ok_D, other=0.0)
-    skip = tl.zeros((BLOCK_D,), tl.float32)
+    skip = tl.zeros((LANES, PAIR), tl.float32)
     if HAS_SKIP:
         skip += tl.load(skip_ptr + channels, mask=ok_D, other=0.0)
 
     # Step 0 is made ready and step 1 loaded; each turn makes one more ready and loads the one after it.
-    x_at, dt_at, z_at = x_ptr + channels, dt_ptr + channels, z_ptr + channels
+    x_at, dt_at, z_at = x_ptr, dt_ptr, z_ptr
     ok = ok_D & is_real(mask_at, 0, left, HAS_MASK)
-    x = tl.load(x_at, mask=ok, other=0.0).to(tl.float32)
-    d = step_sizes(tl.load(dt_at, mask=ok, other=0.0), bias, ok, SOFTPLUS)
+    x = tl.load(x_at + channels, mask=ok, other=0.0).to(tl.float32)
+    d = step_sizes(tl.load(dt_at + channels, mask=ok, other=0.0), bias, ok, SOFTPLUS)
     reset = load_reset(reset_at, HAS_RESET)
     u, skipped = d * x, skip * x
-    gate = gate_of(load_row(z_at, ok, HAS_GATE, x), HAS_GATE)
-    B = load_map(B_ptr, channels, BLOCK_D, N)
+    gate = gate_of(load_row(z_at + channels, ok, HAS_GATE, x), HAS_GATE)
+    B = load_map(B_ptr, firsts, LANES, N)
     # Not the same tensors as `skipped` and `gate`: Triton finds what a loop carries by comparing names before and after one
     # turn, and where two names of one tensor change places it sees nothing change.
-    C, skipped_before, gate_before = B, tl.zeros((BLOCK_D,), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
+    C, skipped_before, gate_before = B, tl.zeros((LANES, PAIR), tl.float32), tl.zeros((LANES, PAIR), tl.float32)
     x_at += SIGN * X_ROW
     dt_at += SIGN * DT_ROW
     z_at += SIGN * Z_ROW
     mask_at += SIGN
     reset_at += SIGN
     ok = ok_D & is_real(mask_at, 1, left, HAS_MASK)
-    x_raw = tl.load(x_at, mask=ok, other=0.0)
-    dt_raw = tl.load(dt_at, mask=ok, other=0.0)
-    z_raw = load_row(z_at, ok, HAS_GATE, x_raw)
+    x_raw = tl.load(x_at + channels, mask=ok, other=0.0)
+    dt_raw = tl.load(dt_at + channels, mask=ok, other=0.0)
+    z_raw = load_row(z_at + channels, ok, HAS_GATE, x_raw)
     # Outputs are written one step late: the first turn's is that of no step.
-    y_at = y_ptr + (row * L + first - SIGN) * D + channels
+    y_at = y_ptr + (row * L + first - SIGN) * D
     hits = tl.zeros((KEEP * BLOCK_D // 16,), tl.int32)
     map_hits = tl.zeros((KEEP * N // 4,), tl.int32)
     for start in tl.range(0, left, KEEP):
@@ -243,7 +255,7 @@ def scan_steps(
         B_far = touch_map(B_ptr + SIGN * (KEEP + 1) * N, ahead + 1, KEEP, N, SIGN)
         C_far = touch_map(C_ptr + SIGN * (KEEP + 1) * N, ahead + 1, KEEP, N, SIGN)
         if SAVE:
-            store_states(kept_ptr, h, channels, ok_D, BLOCK_D, N, KEEP_WIDTH)
+            store_states(kept_ptr, h, firsts, D, LANES, PAIR, N, KEEP_WIDTH)
             kept_ptr += D * N
         B_at, C_at = B_ptr, C_ptr
         for j in tl.range(0, KEEP, loop_unroll_factor=UNROLL):
@@ -254,11 +266,11 @@ def scan_steps(
             z_at += SIGN * Z_ROW
             mask_at += SIGN
             ok_next = ok_D & is_real(mask_at, step + 2, left, HAS_MASK)
-            x_next = tl.load(x_at, mask=ok_next, other=0.0)
-            dt_next = tl.load(dt_at, mask=ok_next, other=0.0)
-            z_next = load_row(z_at, ok_next, HAS_GATE, x_next)
-            B_next = load_map(B_at + SIGN * N, channels, BLOCK_D, N)
-            C_next = load_map(C_at, channels, BLOCK_D, N)
+            x_next = tl.load(x_at + channels, mask=ok_next, other=0.0)
+            dt_next = tl.load(dt_at + channels, mask=ok_next, other=0.0)
+            z_next = load_row(z_at + channels, ok_next, HAS_GATE, x_next)
+            B_next = load_map(B_at + SIGN * N, firsts, LANES, N)
+            C_next = load_map(C_at, firsts, LANES, N)
             B_at += SIGN * N
             C_at += SIGN * N
             x = x_raw.to(tl.float32)
@@ -267,8 +279,8 @@ def scan_steps(
             reset = load_reset(reset_at, HAS_RESET)
             reset_at += SIGN
             y = output_of(h, C, skipped_before, gate_before, HAS_SKIP, HAS_GATE)
-            h = a * h + u[:, None] * B
-            tl.store(y_at, y.to(y_ptr.dtype.element_ty), mask=ok_D & (step > 0) & (step <= left))
+            h = a * h + u[:, :, None] * B
+            tl.store(y_at + channels, y.to(y_ptr.dtype.element_ty), mask=ok_D & (step > 0) & (step <= left))
             y_at += SIGN * D
             skipped_before, gate_before, B, C = skipped, gate, B_next, C_next
             d, u, skipped, gate = d_next, d_next * x, skip * x, gate_next
@@ -285,9 +297,9 @@ def scan_steps(
     # Where the stretch ends within a block its last output is written; past the end the state stays as it is.
     if left % KEEP == 0:
         y = output_of(h, C, skipped_before, gate_before, HAS_SKIP, HAS_GATE)
-        tl.store(y_at, y.to(y_ptr.dtype.element_ty), mask=ok_D)
+        tl.store(y_at + channels, y.to(y_ptr.dtype.element_ty), mask=ok_D)
     h += (tl.max(hits, axis=0) | tl.max(map_hits, axis=0)).to(tl.float32)
-    store_states(last_ptr + place, h, channels, ok_D, BLOCK_D, N, 4)
+    store_states(last_ptr + place, h, firsts, D, LANES, PAIR, N, 4)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -305,6 +317,7 @@ def walk_states(
     L,
     stretch,
     n_stretches,
+    unused,
     map_rows,
     first_map,
     x_batch,
@@ -315,6 +328,7 @@ def walk_states(
     DT_ROW: tl.constexpr,
     Z_ROW: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PAIR: tl.constexpr,
     N: tl.constexpr,
     KEEP: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -326,21 +340,24 @@ def walk_states(
     HAS_MASK: tl.constexpr,
     HAS_RESET: tl.constexpr,
 ):
-    """What a stretch makes of nothing, and the sum of its log2-decays.
+    """What a stretch makes of nothing, and the sum of its log2-decays; BACKWARD the first `unused` stretches are left out.
 
     That is the last state, from x and B, or, BACKWARD, the gradient of its entering state, from dy, C and the gate. The stretch
     that is last in walking order is not needed, and not walked.
     """
     segment, row = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    begin = segment.to(tl.int64) * stretch
     if BACKWARD:
         segment += 1
+        begin += (unused + 1) * stretch.to(tl.int64)
     first_channel = tl.program_id(0) * BLOCK_D
-    channels = first_channel + tl.arange(0, BLOCK_D)
+    LANES: tl.constexpr = BLOCK_D // PAIR
+    firsts = first_channel + tl.arange(0, LANES) * PAIR
+    channels = firsts[:, None] + tl.arange(0, PAIR)[None, :]
     ok_D = channels < D
     room = D - first_channel
-    begin = segment.to(tl.int64) * stretch
     left = (tl.minimum(begin + stretch, L) - begin).to(tl.int32)
-    A2 = load_states(A_ptr, channels, ok_D, BLOCK_D, N) * LOG2_E
+    A2 = load_states(A_ptr, firsts, D, LANES, PAIR, N) * LOG2_E
     h = A2 * 0.0
     first = begin
     WALK: tl.constexpr = -SIGN if BACKWARD else SIGN
@@ -355,26 +372,26 @@ def walk_states(
     mask_at = mask_ptr + row * L + first
     map_ptr += map_first * N
     reset_at = reset_ptr + map_first
-    bias = tl.zeros((BLOCK_D,), tl.float32)
+    bias = tl.zeros((LANES, PAIR), tl.float32)
     if HAS_BIAS:
         bias += tl.load(bias_ptr + channels, mask=ok_D, other=0.0)
     # As in the outputs' kernel: step 0 is ready, step 1 loaded.
-    v_at, dt_at, z_at = v_ptr + channels, dt_ptr + channels, z_ptr + channels
+    v_at, dt_at, z_at = v_ptr, dt_ptr, z_ptr
     ok = ok_D & is_real(mask_at, 0, left, HAS_MASK)
-    v = tl.load(v_at, mask=ok, other=0.0)
-    d = step_sizes(tl.load(dt_at, mask=ok, other=0.0), bias, ok, SOFTPLUS)
-    w = weight_of(v, d, load_row(z_at, ok, HAS_GATE, v), BACKWARD, HAS_GATE)
+    v = tl.load(v_at + channels, mask=ok, other=0.0)
+    d = step_sizes(tl.load(dt_at + channels, mask=ok, other=0.0), bias, ok, SOFTPLUS)
+    w = weight_of(v, d, load_row(z_at + channels, ok, HAS_GATE, v), BACKWARD, HAS_GATE)
     reset = load_reset(reset_at, HAS_RESET)
-    rows = load_map(map_ptr, channels, BLOCK_D, N)
+    rows = load_map(map_ptr, firsts, LANES, N)
     total, resets = d, reset
     v_at += WALK * X_ROW
     dt_at += WALK * DT_ROW
     z_at += WALK * Z_ROW
     mask_at += WALK
     ok = ok_D & is_real(mask_at, 1, left, HAS_MASK)
-    v_raw = tl.load(v_at, mask=ok, other=0.0)
-    dt_raw = tl.load(dt_at, mask=ok, other=0.0)
-    z_raw = load_row(z_at, ok, HAS_GATE, v_raw)
+    v_raw = tl.load(v_at + channels, mask=ok, other=0.0)
+    dt_raw = tl.load(dt_at + channels, mask=ok, other=0.0)
+    z_raw = load_row(z_at + channels, ok, HAS_GATE, v_raw)
     hits = tl.zeros((KEEP * BLOCK_D // 16,), tl.int32)
     map_hits = tl.zeros((KEEP * N // 4,), tl.int32)
     map_at = map_ptr
@@ -394,13 +411,13 @@ def walk_states(
             z_at += WALK * Z_ROW
             mask_at += WALK
             ok_next = ok_D & is_real(mask_at, step + 2, left, HAS_MASK)
-            v_next = tl.load(v_at, mask=ok_next, other=0.0)
-            dt_next = tl.load(dt_at, mask=ok_next, other=0.0)
-            z_next = load_row(z_at, ok_next, HAS_GATE, v_next)
+            v_next = tl.load(v_at + channels, mask=ok_next, other=0.0)
+            dt_next = tl.load(dt_at + channels, mask=ok_next, other=0.0)
+            z_next = load_row(z_at + channels, ok_next, HAS_GATE, v_next)
             # Past the last step the map stays where it is, with weight 0: backwards there may be nothing to read.
             more = step + 1 < left
             map_at += tl.where(more, WALK * N, 0)
-            rows_next = load_map(map_at, channels, BLOCK_D, N)
+            rows_next = load_map(map_at, firsts, LANES, N)
             d_next = step_sizes(dt_raw, bias, ok, SOFTPLUS)
             w_next = weight_of(v_raw, d_next, z_raw, BACKWARD, HAS_GATE)
             if HAS_RESET:
@@ -408,9 +425,9 @@ def walk_states(
                 reset = tl.load(reset_at, mask=more, other=0.0)
                 resets += reset
             if BACKWARD:
-                h = a * (h + w[:, None] * rows)
+                h = a * (h + w[:, :, None] * rows)
             else:
-                h = a * h + w[:, None] * rows
+                h = a * h + w[:, :, None] * rows
             total += d_next
             d, w, rows = d_next, w_next, rows_next
             v_raw, dt_raw, z_raw, ok = v_next, dt_next, z_next, ok_next
@@ -424,8 +441,8 @@ def walk_states(
         map_ptr += WALK * KEEP * N
     h += (tl.max(hits, axis=0) | tl.max(map_hits, axis=0)).to(tl.float32)
     place = (row * n_stretches + segment) * (D * N)
-    store_states(made_ptr + place, h, channels, ok_D, BLOCK_D, N, 4)
-    totals = total[:, None] * A2
+    store_states(made_ptr + place, h, firsts, D, LANES, PAIR, N, 4)
+    totals = total[:, :, None] * A2
     if HAS_RESET:
         totals += resets
-    store_states(total_ptr + place, totals, channels, ok_D, BLOCK_D, N, 4)
+    store_states(total_ptr + place, totals, firsts, D, LANES, PAIR, N, 4)

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from longseq.ops.chunks import segment_starts
 from longseq.ops.ssd.chunked import ssd_chunked
-from longseq.ops.ssd.triton_backward import ssd_gradients
+from longseq.ops.ssd.triton_backward import ssd_input_gradients, ssd_map_gradients
 from longseq.ops.ssd.triton_choices import MAX_STATE_ELEMENTS, MAX_STATES, MAX_WIDTH, Choice, block_of, choose
 from longseq.ops.ssd.triton_kernels import chain_stretches, ssd_forward, sum_decays, walk_states
+from longseq.ops.triton_launch import compile_ahead, launch
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -74,20 +75,36 @@ def ssd_triton(
 
 
 def self_check() -> float:
-    """The largest relative error of outputs and gradients against the chunked form, on a tiny input."""
+    """The largest relative error of outputs and gradients against the chunked form, with time whole and cut into stretches.
+
+    It runs the variants that a training step in bf16 runs with heads of the usual size; all kernels compile side by side.
+    """
     generator = torch.Generator().manual_seed(0)
     device = "cpu" if _INTERPRETED else "cuda"
-    shapes = ((1, 70, 2, 16), (1, 70, 2), (2,), (1, 70, 1, 16), (1, 70, 1, 16), (2,), (2,))
-    values = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
-    values[2] = -values[2].abs()
-    results = []
-    with torch.enable_grad():
-        for run in (ssd_triton, ssd_chunked):
-            leaves = [v.clone().requires_grad_() for v in values]
-            y, state = run(*leaves, dt_softplus=True)
-            results.append([y, state, *torch.autograd.grad(y.square().sum() + state.sum(), leaves)])
-    errors = [((ours - expected).norm() / expected.norm()).item() for ours, expected in zip(*results, strict=True)]
+    cases, errors = [], []
+    for length in (70, 1100):
+        shapes = ((1, length, 32, 64), (1, length, 32), (32,), (1, length, 1, 128), (1, length, 1, 128), (32,), (32,))
+        values = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+        values[2] = -values[2].abs()
+        cases.append([v.bfloat16() if v.dim() > 1 else v for v in values])
+    compile_ahead(lambda: [_run_both(*values) for values in cases])
+    for values in cases:
+        results = []
+        dy = torch.randn(values[0].shape, generator=generator).to(values[0])
+        with torch.enable_grad():
+            for run in (ssd_triton, ssd_chunked):
+                leaves = [(v if run is ssd_triton else v.float()).clone().requires_grad_() for v in values]
+                y, state = run(*leaves, dt_softplus=True)
+                results.append([y, state, *torch.autograd.grad([y, state.sum()], leaves, [dy.to(y.dtype), None])])
+        pairs = zip(*results, strict=True)
+        errors += [((ours.float() - expected).norm() / expected.norm()).item() for ours, expected in pairs]
     return max(errors, key=lambda error: float("inf") if error != error else error)
+
+
+def _run_both(*values: Tensor) -> None:
+    """The launches of forward and backward."""
+    y_BLHP, state_BHPN, kept = _ssd(*values, None, None, None, True, False, True)
+    _ssd_backward(y_BLHP, state_BHPN, *values, None, None, kept, True, False)
 
 
 def _guard(x: Tensor) -> contextlib.AbstractContextManager[object]:
@@ -107,6 +124,11 @@ def _rows_of(v_BLXY: Tensor) -> Tensor:
     fits = v_BLXY.stride(3) == 1 and (v_BLXY.stride(2) == v_BLXY.shape[3] or v_BLXY.shape[2] == 1)
     fits = fits and v_BLXY.stride(1) > 0 and v_BLXY.stride(0) % v_BLXY.stride(1) == 0
     return v_BLXY if fits else v_BLXY.contiguous()
+
+
+def _columns(sums: tuple[Tensor, ...]) -> list[Tensor]:
+    """dA, dD and dbias. Copies: with one head they lie in a row as they are, and outputs must not share memory."""
+    return [v.clone() for v in sums]
 
 
 def _strides(v: Tensor) -> list[int]:
@@ -134,7 +156,9 @@ class _Launch:
         self.batch, self.length, self.heads, self.width = x.shape
         self.groups, self.states = B.shape[2:]
         wide = x.dtype != torch.bfloat16
-        self.choice = choice = _choice(x, wide)
+        choice = _choice(x, wide)
+        blocks = [block_of(size, choice.least) for size in (self.width, self.states)]
+        self.choice = choice = choice.fitted(blocks[0] * blocks[1])
         self.n_chunks = -(-self.length // choice.chunk)
         self.padded = self.n_chunks * choice.chunk
         n_stretches = choice.stretches(self.batch, self.heads, self.n_chunks)
@@ -154,8 +178,8 @@ class _Launch:
         self.dots = {
             "P": self.width,
             "N": self.states,
-            "BLOCK_P": block_of(self.width),
-            "BLOCK_N": block_of(self.states),
+            "BLOCK_P": blocks[0],
+            "BLOCK_N": blocks[1],
             "HAS_RUNS": segments is not None,
             # The interpreter multiplies no bfloat16 matrices.
             "DOT_TYPE": tl.float32 if wide or _INTERPRETED else tl.bfloat16,
@@ -181,7 +205,7 @@ class _Launch:
         sizes = (self.length, self.heads, self.padded, self.dt.stride(0), self.dt.stride(1))
         flags = {"SOFTPLUS": self.softplus, "HAS_BIAS": self.bias is not None, "BLOCK_H": _HEADS_BLOCK, **self.decays}
         grid = (self.n_chunks, self.batch, -(-self.heads // _HEADS_BLOCK))
-        sum_decays[grid](*tensors, *sizes, **flags, num_warps=4)  # type: ignore[index]
+        launch(sum_decays, grid, *tensors, *sizes, **flags, num_warps=4)
 
     def or_unread(self, v: Tensor | None) -> Tensor:
         """In place of what was left out, something that is not read."""
@@ -205,8 +229,8 @@ class _Launch:
         tensors = (v, rows, *self.decay_tensors(), start, last, total, self.or_unread(kept))
         sizes = (self.length, self.heads, self.n_chunks, self.stretch, self.padded, self.heads // self.groups)
         strides = (*_strides(v), *_strides(rows))
-        flags = {"BACKWARD": backward, "SAVE": kept is not None, "STAGES": self.choice.stages, **self.dots}
-        walk_states[self.grid](*tensors, *sizes, *strides, **flags, num_warps=self.choice.warps)  # type: ignore[index]
+        flags = {"BACKWARD": backward, "SAVE": kept is not None, "STAGES": self.choice.walk_stages, **self.dots}
+        launch(walk_states, self.grid, *tensors, *sizes, *strides, **flags, num_warps=self.choice.warps)
         return last, total
 
     def chain(self, start: Tensor, made: Tensor, total: Tensor, backward: bool) -> tuple[Tensor, Tensor]:
@@ -215,7 +239,17 @@ class _Launch:
         size = self.width * self.states
         grid = (-(-size // _CHAIN_BLOCK), self.heads, self.batch)
         tensors = (start, made, total, entering, final)
-        chain_stretches[grid](*tensors, self.stretches, self.heads, size, BLOCK=_CHAIN_BLOCK, BACKWARD=backward, num_warps=4)  # type: ignore[index]
+        launch(
+            chain_stretches,
+            grid,
+            *tensors,
+            self.stretches,
+            self.heads,
+            size,
+            BLOCK=_CHAIN_BLOCK,
+            BACKWARD=backward,
+            num_warps=4,
+        )
         return entering, final
 
     def enter(self, v: Tensor, rows: Tensor, start: Tensor, backward: bool) -> tuple[Tensor, Tensor | None]:
@@ -224,6 +258,48 @@ class _Launch:
             return start, None
         made, total = self.walk(v, rows, self.new_states().zero_(), None, backward)
         return self.chain(start, made, total, backward)
+
+    def _heads_and_splits(self, heads: int) -> tuple[int, int]:
+        """Heads of a group that a program takes one after another, and into how many programs a group is cut."""
+        per_group = self.heads // self.groups
+        per_program = min(heads, per_group)
+        return per_program, -(-per_group // per_program)
+
+    def _new_gradients(self, splits: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """dx and ddt, and for each part of a group dB and dC, float32 where there are several to add."""
+        dx = torch.empty(self.x.shape, dtype=self.x.dtype, device=self.x.device)
+        ddt = torch.empty(self.dt.shape, dtype=self.dt.dtype, device=self.x.device)
+        shape = (splits, self.batch, self.length, self.groups, self.states)
+        dB, dC = (self.A.new_empty(shape, dtype=v.dtype if splits == 1 else torch.float32) for v in (self.B, self.C))
+        return dx, ddt, dB, dC
+
+    def gradients(self, dy: Tensor, kept: Tensor, dkept: Tensor) -> list[Tensor]:
+        """dx, ddt, dA, dD, dbias, dB and dC, from the states before each chunk and the gradients of those after it."""
+        choice = self.choice
+        per_program, splits = self._heads_and_splits(choice.heads)
+        programs = max(1, choice.map_programs // (self.n_chunks * self.batch * self.groups))
+        map_heads, map_splits = self._heads_and_splits(-(-self.heads // self.groups // programs))
+        dx, ddt, dB, dC = self._new_gradients(map_splits)
+        sums = self.A.new_empty(3, self.batch, self.heads, self.padded)
+        tensors = [dy, self.x, self.dt, self.or_unread(self.bias), self.A, self.B, self.C, self.or_unread(self.skip)]
+        tensors += [*self.decay_tensors(), kept, dkept, dx, ddt, sums]
+        sizes = [self.length, self.heads, self.n_chunks, self.padded, self.groups, self.heads // self.groups]
+        strides = [self.dt.stride(0), self.dt.stride(1), *self._map_strides()]
+        flags = {"SOFTPLUS": self.softplus, "HAS_SKIP": self.skip is not None, "HAS_BIAS": self.bias is not None, **self.dots}
+        flags |= {"STAGES": choice.grad_stages, "AGAIN": choice.again}
+        grid = (self.n_chunks, self.batch, self.groups * splits)
+        launch(ssd_input_gradients, grid, *tensors, *sizes, per_program, *strides, **flags, num_warps=choice.grad_warps)
+        tensors = [dy, self.x, self.B, self.C, *self.decay_tensors(), kept, dkept, dB, dC]
+        flags = {"STAGES": choice.map_stages, **self.dots}
+        grid = (self.n_chunks, self.batch, self.groups * map_splits)
+        launch(ssd_map_gradients, grid, *tensors, *sizes, map_heads, *strides[2:], **flags, num_warps=choice.map_warps)
+        return [dx, ddt, *_columns(sums.sum((1, 3)).unbind(0)), *self._add_splits(dB, dC)]
+
+    def _map_strides(self) -> list[int]:
+        return [stride for v in (self.x, self.B, self.C) for stride in _strides(v)]
+
+    def _add_splits(self, dB: Tensor, dC: Tensor) -> list[Tensor]:
+        return [v[0] if v.shape[0] == 1 else v.sum(0).to(like.dtype) for v, like in ((dB, self.B), (dC, self.C))]
 
 
 @torch.library.custom_op("longseq::ssd_triton", mutates_args=())
@@ -257,7 +333,7 @@ def _ssd(
         for v in (run.x, run.B, run.C):
             sizes += _strides(v)
         flags = {"STAGES": run.choice.stages, "SAVE": save, "HAS_SKIP": D_H is not None, **run.dots}
-        ssd_forward[run.grid](*tensors, *sizes, **flags, num_warps=run.choice.warps)  # type: ignore[index]
+        launch(ssd_forward, run.grid, *tensors, *sizes, **flags, num_warps=run.choice.warps)
         return y_BLHP, last.view(shape) if final is None else final, kept
 
 
@@ -288,7 +364,10 @@ def _ssd_backward(
     dt_softplus: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, dt, A, B, C, D, dt_bias and the initial state; empty for D and dt_bias if they were left out."""
+    """Gradients of x, dt, A, B, C, D, dt_bias and the initial state; empty for D and dt_bias if they were left out.
+
+    Those of x, dt, B and C have their dtypes, the others are float32.
+    """
     inputs = (x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, dt_bias_H, mask_BL, segment_ids_BL)
     with _guard(x_BLHP):
         run = _Launch(*inputs, dt_softplus, reverse)
@@ -296,24 +375,7 @@ def _ssd_backward(
         entering, dh0 = run.enter(dy, run.C, dlast, backward=True)
         dkept = run.kept_states()
         dfirst, _ = run.walk(dy, run.C, entering, dkept, backward=True)
-        dx, ddt = (torch.empty(v.shape, dtype=v.dtype, device=v.device) for v in (x_BLHP, dt_BLH))
-        per_group = run.heads // run.groups
-        per_program = min(run.choice.heads, per_group)
-        splits = -(-per_group // per_program)
-        dB, dC = (run.A.new_empty(splits, run.batch, run.length, run.groups, run.states) for _ in range(2))
-        sums = run.A.new_empty(run.batch, run.n_chunks, run.heads, 3)
-        tensors = [dy, run.x, run.dt, run.or_unread(run.bias), run.A, run.B, run.C, run.or_unread(run.skip)]
-        tensors += [*run.decay_tensors(), kept, dkept, dx, ddt, dB, dC, sums]
-        sizes = [run.length, run.heads, run.n_chunks, run.padded, run.groups, per_group, per_program]
-        sizes += [run.dt.stride(0), run.dt.stride(1)]
-        for v in (run.x, run.B, run.C):
-            sizes += _strides(v)
-        flags = {"SOFTPLUS": dt_softplus, "HAS_SKIP": D_H is not None, "HAS_BIAS": dt_bias_H is not None, **run.dots}
-        grid = (run.n_chunks, run.batch, run.groups * splits)
-        ssd_gradients[grid](*tensors, *sizes, **flags, num_warps=run.choice.grad_warps)  # type: ignore[index]
-        # Copies: with one head the columns of a table are contiguous as they are, and outputs must not share memory.
-        dA, dD, dbias = (v.clone() for v in sums.sum((0, 1)).unbind(1))
-        dB, dC = (v[0] if splits == 1 else v.sum(0) for v in (dB, dC))
+        dx, ddt, dA, dD, dbias, dB, dC = run.gradients(dy, kept, dkept)
         dD = run.A.new_empty(0) if D_H is None else dD
         dbias = run.A.new_empty(0) if dt_bias_H is None else dbias
         dh0 = dfirst.view(dlast.shape) if dh0 is None else dh0
@@ -326,17 +388,23 @@ def _(dy, dstate, x, dt, A, B, C, D, dt_bias, mask, segments, kept, dt_softplus,
         return x.new_empty(0 if v is None else v.shape if shape is None else shape, dtype=torch.float32)
 
     dh0 = like(A, (x.shape[0], x.shape[2], x.shape[3], B.shape[3]))
-    return x.new_empty(x.shape), dt.new_empty(dt.shape), like(A), like(B), like(C), like(D), like(dt_bias), dh0
+    dB, dC = B.new_empty(B.shape), C.new_empty(C.shape)
+    return x.new_empty(x.shape), dt.new_empty(dt.shape), like(A), dB, dC, like(D), like(dt_bias), dh0
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     *values, h0, mask, segments, ctx.dt_softplus, ctx.reverse, _save = inputs
     ctx.h0_dtype = None if h0 is None else h0.dtype
     ctx.save_for_backward(*values, mask, segments, output[2])
+    # The kept states have no gradient; zeros as large as they are would be written for nothing.
+    ctx.set_materialize_grads(False)
+    ctx.state_shape = output[1].shape
 
 
-def _backward(ctx, dy_BLHP: Tensor, dstate_BHPN: Tensor, _dkept: Tensor | None):  # type: ignore[no-untyped-def]
+def _backward(ctx, dy_BLHP: Tensor | None, dstate_BHPN: Tensor | None, _dkept: None):  # type: ignore[no-untyped-def]
     saved = ctx.saved_tensors
+    dy_BLHP = torch.zeros_like(saved[0]) if dy_BLHP is None else dy_BLHP
+    dstate_BHPN = saved[2].new_zeros(ctx.state_shape, dtype=torch.float32) if dstate_BHPN is None else dstate_BHPN
     *grads, dh0 = _ssd_backward(dy_BLHP, dstate_BHPN, *saved, ctx.dt_softplus, ctx.reverse)
     grads = [None if v is None else g.to(v.dtype) for g, v in zip(grads, saved, strict=False)]
     return *grads, None if ctx.h0_dtype is None else dh0.to(ctx.h0_dtype), None, None, None, None, None

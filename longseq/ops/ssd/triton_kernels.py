@@ -15,6 +15,7 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 # Values that differ from call to call; specialising on them would compile the same code again and again.
 VARYING = ["L", "n_chunks", "stretch", "padded", "dt_batch", "x_batch", "B_batch", "C_batch", "v_batch", "map_batch"]
+VARYING += ["heads_per_program"]
 
 
 @triton.jit

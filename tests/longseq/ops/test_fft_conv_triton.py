@@ -5,7 +5,9 @@ The interpreter is chosen when kernels are decorated, so a process of its own ru
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +27,10 @@ TINY = [
     (200, 300, 9, True, "bfloat16"),
     (257, 257, 0, False, "bfloat16"),
 ]
+# In three passes over 4,096 positions.
+TINY_LONG = [(4096, 4096, 0, True, "bfloat16"), (3000, 70, 0, False, "bfloat16")]
+# Lengths, and how many times the positions they may be padded to.
+LONG = [(4096, 1.5), (5000, 1.7), (16384, 1.5), (30000, 1.5), (131072, 1.5), (1 << 20, 1.5)]
 TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 
 
@@ -37,7 +43,7 @@ def errors(device: str, width: int, case: tuple[int, int, int, bool, str]) -> di
     length, taps, past, gated, name = case
     dtype, generator, batch = getattr(torch, name), torch.Generator().manual_seed(length), 2
     row = (batch, length, width)
-    shapes = [row, (width, taps), (width,), row, row, (batch, past, width)] if gated else [row, (width, taps)]
+    shapes = [row, (width, taps), *([(width,), row, row] if gated else []), *([(batch, past, width)] if past else [])]
     given = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
     dy = torch.randn(row, generator=generator, dtype=torch.float64).to(dtype)
     results = []
@@ -59,7 +65,28 @@ def interpret() -> None:
 
     checks.allow_interpreter_scalars()
     choices.SHORT_FAMILIES.add(0)
-    print(json.dumps([errors("cpu", 3, case) for case in TINY]))
+    choices.LONG_FAMILIES.add(0)
+    found = [errors("cpu", 3, case) for case in TINY]
+    with three_passes(choices):
+        choices.LONG_TILES[16] = choices.LongTile(4, 16, 4, 4)
+        found += [errors("cpu", 3, case) for case in TINY_LONG]
+    print(json.dumps(found))
+
+
+@contextmanager
+def three_passes(choices: Any, waste: float = 1.5) -> Iterator[None]:
+    """Sequences of more than 2,048 positions are transformed in three passes, if about as long as a power of two."""
+    tables = choices.LONG, choices.LONG_ROWS, choices.SHORT
+    before = [table.copy() for table in tables]
+    choices.LONG.update(first=12, last=20, waste=waste)
+    choices.LONG_ROWS.update({12: 256, 13: 512})
+    choices.SHORT["last"] = 2048
+    try:
+        yield
+    finally:
+        for table, values in zip(tables, before, strict=True):
+            table.clear()
+            table.update(values)
 
 
 def _training() -> tuple[Callable[..., Tensor], Callable[[], list[Tensor]]]:
@@ -84,15 +111,17 @@ def capture() -> None:
 
 
 def launches(capability: int) -> Callable[[], object]:
-    """Forward and backward with gates, as large as they are measured, in both ways, with a GPU family's choices."""
+    """Forward and backward with gates, as large as they are measured, in all ways, with a GPU family's choices."""
     from longseq.ops.fft_conv import triton as kernels
     from longseq.ops.fft_conv import triton_choices as choices
 
     choices.BY_FAMILY[0] = choices.BY_FAMILY.get(capability // 10, choices._SAFE)
     choices.SHORT_FAMILIES = {0} if capability // 10 in choices.SHORT_FAMILIES else set()
+    choices.LONG_FAMILIES = {0} if capability // 10 in choices.LONG_FAMILIES else set()
 
     def run() -> None:
-        for length in (4096, 32768):
+        for length, last in ((4096, 0), (32768, 0), (1 << 20, 20)):
+            choices.LONG["last"] = last
             u = compiler.meta(8, length, 256, dtype=torch.bfloat16)
             kernels._run_both([u, compiler.meta(256, length), compiler.meta(256), u, u], u)
 
@@ -101,13 +130,13 @@ def launches(capability: int) -> Callable[[], object]:
 
 @compiler.parametrize
 def test_kernels_fit_on_gpus(capability: int) -> None:
-    compiler.assert_fitting(__file__, capability, 10 if capability >= 90 else 6)
+    compiler.assert_fitting(__file__, capability, 18 if capability >= 90 else 6)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is published for Linux")
 def test_kernels_in_the_interpreter() -> None:
     pytest.importorskip("triton")
-    for case, found in zip(TINY, checks.run_script(__file__, interpret=True), strict=True):
+    for case, found in zip(TINY + TINY_LONG, checks.run_script(__file__, interpret=True), strict=True):
         # The interpreter cuts bits off where a GPU rounds to bfloat16.
         checks.assert_small(found, TOLERANCE[case[-1]] * (2 if case[-1] == "bfloat16" else 1), case)
 
@@ -120,6 +149,17 @@ def test_kernels_on_a_gpu(length: int, dtype: str) -> None:
     for taps, past, gated in ((length, 0, False), (length + 7, 9, True), (5, 3, True)):
         found = errors("cuda", 24, (length, taps, past, gated, dtype))
         checks.assert_small(found, TOLERANCE[dtype], taps, past, gated)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize(("length", "waste"), LONG)
+def test_three_passes_on_a_gpu(length: int, waste: float) -> None:
+    from longseq.ops.fft_conv import triton_choices as choices
+
+    with three_passes(choices, waste):
+        for taps, gated in ((length, True), (length // 3, False)):
+            checks.assert_small(errors("cuda", 18, (length, taps, 0, gated, "bfloat16")), TOLERANCE["bfloat16"], taps, gated)
 
 
 @pytest.mark.gpu
