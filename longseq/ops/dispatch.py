@@ -18,6 +18,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -213,24 +214,27 @@ def _decide_for_dynamo(name: str, implementation: str, device_type: str, device_
 
 @contextlib.contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:
-    """Leaves the random state, autocast and gradient mode as they were."""
-    with (
-        torch.cuda.device(device),
-        torch.random.fork_rng(devices=[device]),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.autocast("cuda", enabled=False),
-    ):
+    """On a device, with the random state left as it was."""
+    with torch.cuda.device(device), torch.random.fork_rng(devices=[device]):
         yield
 
 
 def _run_check(self_check: Callable[[], float] | None, device: torch.device) -> str | None:
-    """Why the check failed, or None."""
+    """Why the check failed, or None.
+
+    It runs in a thread of its own, where nothing of the caller's holds: no autocast, inference mode or default device, and no
+    hook for saved tensors; gradient checkpointing would count those of the check forward and miss them when it runs again.
+    """
     if self_check is None:
         return None
-    try:
+
+    def run() -> float:
         with _undisturbed(device):
-            error = float(self_check())
+            return float(self_check())
+
+    try:
+        with ThreadPoolExecutor(1, thread_name_prefix="longseq-check") as pool:
+            error = pool.submit(run).result()
     except Exception as raised:
         # A compiler or driver that does not fit raises anything.
         return f"its self-check raised {type(raised).__name__}: {str(raised)[:500]}"

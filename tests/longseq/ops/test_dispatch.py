@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from longseq.ops import dispatch
 from longseq.ops.dispatch import Operator
@@ -145,6 +146,33 @@ def test_the_check_runs_once_and_never_while_tracing(toy: Callable[..., Operator
     assert len(calls) == 1
     decide(operator, "auto", torch.device("cuda", 1))
     assert len(calls) == 2
+
+
+def test_the_check_knows_nothing_of_its_caller(toy: Callable[..., Operator]) -> None:
+    seen = []
+
+    def self_check() -> float:
+        x = torch.randn(3, requires_grad=True)
+        x.exp().sin().sum().backward()
+        seen.append((x.grad is not None, torch.is_autocast_enabled("cpu"), torch.get_default_dtype()))
+        return 0.0
+
+    operator = toy(triton={"self_check": self_check})
+
+    def run(x: Tensor) -> Tensor:
+        decide(operator, "auto", GPU)
+        return x.exp().sin()
+
+    x = torch.randn(4, requires_grad=True)
+    with torch.autocast("cpu"):
+        checkpoint(run, x, use_reentrant=False).sum().backward()
+    assert x.grad is not None
+    assert seen == [(True, False, torch.float32)]
+    dispatch._checked.clear()
+    operator._decided.clear()
+    with torch.inference_mode():
+        decide(operator, "auto", GPU)
+    assert seen[1:] == [(True, False, torch.float32)]
 
 
 def test_a_broken_module_is_not_the_end_of_auto(toy: Callable[..., Operator], monkeypatch: pytest.MonkeyPatch) -> None:
