@@ -140,7 +140,8 @@ def run_with_config(verb: str, args: list[str]) -> int:
     from omegaconf.errors import MissingMandatoryValue
 
     parser = get_args_parser()
-    parsed = parser.parse_args(flags_as_overrides(args, set(parser._option_string_actions)))
+    # Options of Hydra's may stand between overrides.
+    parsed = parser.parse_intermixed_args(flags_as_overrides(args, set(parser._option_string_actions)))
     parsed.overrides = check_overrides(verb, parsed.overrides)
     code = 0
     failure: BaseException | None = None

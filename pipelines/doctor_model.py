@@ -66,14 +66,19 @@ def check_dtypes(weights: dict[str, Tensor]) -> list[Finding]:
     ]
 
 
+def longest(model: SequenceModel) -> int | None:
+    """Positions that the backbone and the embedding take; None for any number."""
+    limits = (model.backbone.max_length, getattr(model.embedding, "max_length", None))
+    return min((n for n in limits if n is not None), default=None)
+
+
 @torch.no_grad()
 def check_padding(model: SequenceModel) -> list[Finding]:
     """Whether padded positions change a row's answer: with the mask they must not."""
     vocabulary = model.config["embedding"].get("vocab_size")
     if not isinstance(vocabulary, int):
         return []
-    limit = min((n for n in (model.backbone.max_length, getattr(model.embedding, "max_length", None)) if n), default=64)
-    length = max(1, min(24, limit - PADDING))
+    length = max(1, min(24, (longest(model) or 64) - PADDING))
     generator = torch.Generator().manual_seed(0)
     # Not the first ids, which are special tokens where there are any.
     ids_BL = torch.randint(vocabulary // 2, vocabulary, (1, length), generator=generator)
@@ -92,14 +97,15 @@ def check_padding(model: SequenceModel) -> list[Finding]:
             Finding(WARN, f"padding changes the outputs by {change:.1%} even with its mask: rows of a batch depend on others")
         ]
     if without > 1e-3:
-        text = f"padding changes no output with its mask; without one pads are pooled like tokens ({without:.1%} of the output)"
+        how = "read" if per_position else "pooled"
+        text = f"padding changes no output with its mask; without one pads are {how} like tokens ({without:.1%} of the output)"
         return [Finding(OK, text, "Always pass the mask, as the data modules do")]
     return [Finding(OK, "padding changes no output")]
 
 
 def check_length(source: str, opened: Opened, model: SequenceModel) -> list[Finding]:
     """Whether the length that the weights are for is the one they were trained with."""
-    limit = model.backbone.max_length
+    limit = longest(model)
     if limit is None:
         return [Finding(OK, "any length")]
     folder = Path(source).expanduser()

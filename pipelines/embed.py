@@ -2,7 +2,8 @@
 
 One vector per row, pooled over its real positions, or with pool=none one per position; ids and coordinates stay with them.
 Rows are read and written in parts, so neither the input nor the output need fit into memory. Models of both DNA strands give
-the average of the two, which does not depend on the strand that was read.
+the average of the two, which does not depend on the strand that was read. Rows longer than the model can take give their middle
+and are counted; data.on_long=window, or data.window=, makes a row of each window.
 """
 
 import json
@@ -33,6 +34,8 @@ from longseq.pipelines.embedding_files import open_writer
 from longseq.pipelines.finetune_model import check_named
 from longseq.pipelines.finetune_probe import autocast_dtype
 from longseq.pipelines.fit import build, quiet_lightning
+from longseq.pipelines.option_types import check_types
+from longseq.pipelines.prediction_files import writing
 from longseq.pipelines.run_folder import CONFIG, read_config
 from longseq.pipelines.trained import choose_device
 from longseq.pretrained import list_pretrained, load_pretrained
@@ -45,6 +48,11 @@ if TYPE_CHECKING:
 OURS, KEY_REPORT = "longseq", "key_report.json"
 # Tasks of windows or of hidden parts: their models read whole rows here, as a task with one answer a row does.
 WINDOWED = {"dna": ("lm", "mlm"), "audio": ("masked_sound",)}
+# What made those windows in pretraining.
+WINDOW_OPTIONS = ("window", "stride", "clip_s", "hop_s")
+# Kept in memory until they are written, where every position has a vector.
+MOST_POSITIONS = 2**20
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -58,8 +66,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """
     quiet_lightning()
     check_named(cfg)
-    if cfg.pool not in (*POOLS, "none"):
-        raise ConfigError(f"pool must be one of {', '.join(POOLS)} or none, found {cfg.pool!r}")
+    check_options(cfg)
     output, device = Path(cfg.output), choose_device(cfg.device)
     writer = open_writer(output, per_position=cfg.pool == "none")
     try:
@@ -76,7 +83,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             out.print(Text(str(report)))
         started = time.perf_counter()
         width = write(Embedder(model.to(device), cfg.pool, device, str(cfg.precision)), data, writer, cfg.part_rows, out)
-        paths = writer.finish()
+        with writing(output):
+            paths = writer.finish()
         if report.format != OURS:
             paths.append(output.with_name(f"{output.stem}.{KEY_REPORT}"))
             write_atomically(paths[-1], json.dumps(report.to_dict(), indent=2) + "\n")
@@ -85,6 +93,18 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         raise
     out.print(f"written  {' and '.join(map(str, paths))}  ({format_value(time.perf_counter() - started)} s)", highlight=False)
     return {"output": str(output), "rows": len(data.splits["predict"]), "width": width}
+
+
+def check_options(cfg: DictConfig) -> None:
+    """Raises ConfigError for an option of the verb's own that is of the wrong kind."""
+    for name, known in (("pool", (*POOLS, "none")), ("precision", PRECISIONS)):
+        if cfg[name] not in known:
+            raise ConfigError(f"{name} must be one of {', '.join(known[:-1])} or {known[-1]}, found {cfg[name]!r}")
+    if not isinstance(cfg.part_rows, int) or isinstance(cfg.part_rows, bool) or cfg.part_rows < 1:
+        raise ConfigError(f"part_rows must be at least 1, and a whole number, found {cfg.part_rows!r}")
+    source, output = cfg.data.get("predict"), Path(cfg.output)
+    if isinstance(source, str) and output.is_file() and Path(source).exists() and output.samefile(source):
+        raise ConfigError(f"output={output} is the file that data.predict reads: choose another name")
 
 
 # -- the data
@@ -101,12 +121,29 @@ def open_data(cfg: DictConfig, model: SequenceModel, format: str) -> "DomainData
     for name in given:
         if name not in known:
             raise ConfigError(f"domain={domain} has no option data.{name}{nearest(name, known)}")
-    task = str(model.config.get("task", "classification"))
-    task = "classification" if task in WINDOWED.get(domain, ()) else task
-    options = {**base, **own, **dict.fromkeys(("train", "val", "test", "predict")), **given}
+    task, unset = str(model.config.get("task", "classification")), ["train", "val", "test", "predict"]
+    if task in WINDOWED.get(domain, ()):
+        task, unset = "classification", [*unset, *(name for name in WINDOW_OPTIONS if name in base)]
+    options = {**base, **own, **dict.fromkeys(unset), **given}
+    check_types("data", cls, options)
     data: DomainData = build(OmegaConf.create(options), task=task, seed=1)
     data.setup_predict({**model.config, "task": task})
+    check_input(cfg, model, data, domain)
     return data
+
+
+def check_input(cfg: DictConfig, model: SequenceModel, data: "DomainData", domain: str) -> None:
+    """Raises ConfigError if the model would take the data's tokens for others, or for something else than tokens."""
+    if model.config.get("domain", domain) != domain:
+        raise ConfigError(f"domain={domain}, but {cfg.pretrained} is a model of the domain {model.config['domain']}")
+    tokenizer, rows = getattr(data, "tokenizer", None), model.config["embedding"].get("vocab_size")
+    least, most = (getattr(tokenizer, name, 0) for name in ("vocab_size", "padded_vocab_size"))
+    if most and not (isinstance(rows, int) and least <= rows <= most):
+        found = "no" if rows is None else f"{rows:,}"
+        raise ConfigError(
+            f"{cfg.pretrained} was trained on another input than domain={domain} gives: its embedding is of {found} tokens, "
+            f"these data have {least}. Its features of them would mean nothing"
+        )
 
 
 def find_domain(cfg: DictConfig, model: SequenceModel, format: str) -> str:
@@ -120,7 +157,8 @@ def find_domain(cfg: DictConfig, model: SequenceModel, format: str) -> str:
     known = sorted(path.stem for path in (CONFIGS / "domain").glob("*.yaml"))
     if found not in known:
         what = "says no domain" if found is None else f"is of the domain {found!r}, which reads no files here"
-        raise ConfigError(f"{cfg.pretrained} {what}: name one with domain=, of {', '.join(known)}")
+        found_it = f"domain={found} is none" if cfg.domain_name else f"{cfg.pretrained} {what}"
+        raise ConfigError(f"{found_it}: name one with domain=, of {', '.join(known)}")
     return str(found)
 
 
@@ -136,7 +174,8 @@ def data_config(cfg: DictConfig, domain: str) -> dict[str, Any]:
 
 def announce(cfg: DictConfig, model: SequenceModel, data: "DomainData", device: torch.device, out: Console) -> None:
     """Prints the model, and what was read, skipped and cropped."""
-    parameters = sum(p.numel() for p in model.backbone.parameters())
+    # The head takes no part.
+    parameters = sum(p.numel() for part in (model.embedding, model.backbone) for p in part.parameters())
     out.print(f"[bold]longseq embed[/] pretrained={cfg.pretrained} pool={cfg.pool}", highlight=False)
     out.print(f"  model   {model.config['backbone']['name']}, {parameters:,} parameters on {device}", highlight=False)
     out.print(f"  data    {len(data.splits['predict']):,} rows", highlight=False)
@@ -186,20 +225,32 @@ class Embedder:
 
 def write(embedder: Embedder, data: "DomainData", writer: Any, part_rows: int, out: Console) -> int:
     """Computes and writes all parts; returns the width of a vector."""
-    n_rows, width = len(data.splits["predict"]), 0
+    lengths, width = data.splits["predict"].lengths, 0
     columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"), TimeRemainingColumn())
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
-        task = bar.add_task("embed", total=n_rows)
-        for first in range(0, n_rows, max(1, part_rows)):
-            index = np.arange(first, min(first + max(1, part_rows), n_rows))
+        task = bar.add_task("embed", total=len(lengths))
+        for index in parts(lengths, part_rows, MOST_POSITIONS if embedder.pool == "none" else None):
             found: dict[int, np.ndarray] = {}
             for batch in batches(data, index):
                 found |= dict(zip(batch["index"].tolist(), embedder(batch), strict=True))
                 bar.advance(task, len(batch["index"]))
             rows = [found[i] for i in index.tolist()]
-            writer.add(pd.DataFrame(data.row_names("predict", index)), rows)
+            with writing(writer.path):
+                writer.add(pd.DataFrame(data.row_names("predict", index)), rows)
             width = rows[0].shape[-1]
     return width
+
+
+def parts(lengths: np.ndarray, most_rows: int, most_positions: int | None) -> Iterator[np.ndarray]:
+    """Row numbers in turn, as many at once as memory should hold: one row at least."""
+    first = 0
+    while first < len(lengths):
+        n_rows = len(lengths[first : first + most_rows])
+        if most_positions is not None:
+            held = np.cumsum(lengths[first : first + n_rows])
+            n_rows = max(1, int(np.searchsorted(held, most_positions, side="right")))
+        yield np.arange(first, first + n_rows)
+        first += n_rows
 
 
 def batches(data: "DomainData", index: np.ndarray) -> Iterator["Batch"]:

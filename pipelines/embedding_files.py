@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from longseq.errors import ConfigError
+from longseq.pipelines.prediction_files import check_place, writing
 
 FORMATS = (".npy", ".parquet")
 
@@ -23,7 +24,9 @@ class FeatureWriter(ABC):
     def __init__(self, path: Path, *, per_position: bool) -> None:
         self.path, self.per_position = path, per_position
         self.partial = path.with_name(f".{path.name}.partial")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        check_place(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
 
     @abstractmethod
     def add(self, names: pd.DataFrame, rows: list[np.ndarray]) -> None:
@@ -52,7 +55,7 @@ def open_writer(path: Path, *, per_position: bool) -> FeatureWriter:
 
 
 class NpyWriter(FeatureWriter):
-    """One float32 array (rows, D), or (all positions, D) with `start` and `end` of each row in the table of ids.
+    """One float32 array (rows, D), or (all positions, D) with `vector_start` and `vector_end` of each row in the table of ids.
 
     The header is written again at the end: numpy leaves room in it for the length to grow.
     """
@@ -61,7 +64,13 @@ class NpyWriter(FeatureWriter):
         super().__init__(path, per_position=per_position)
         self.names = path.with_suffix(".csv")
         self.partial_names = self.names.with_name(f".{self.names.name}.partial")
-        self.file = self.partial.open("wb")
+        if self.names.exists() and not path.exists():
+            # Not of an earlier command: perhaps the very file that is read.
+            raise ConfigError(
+                f"output={path} puts the rows' ids into {self.names}, which is there already: choose another name, or .parquet"
+            )
+        with writing(path):
+            self.file = self.partial.open("wb")
         self.n_vectors, self.width = 0, 0
         self._has_names = False
 
@@ -72,7 +81,7 @@ class NpyWriter(FeatureWriter):
             self.file.write(self._header())
         if self.per_position:
             ends = self.n_vectors + np.cumsum([len(row) for row in rows])
-            names = names.assign(start=ends - [len(row) for row in rows], end=ends)
+            names = names.assign(vector_start=ends - [len(row) for row in rows], vector_end=ends)
         vectors.tofile(self.file)
         self.n_vectors += len(vectors)
         names.to_csv(self.partial_names, mode="a" if self._has_names else "w", header=not self._has_names, index=False)

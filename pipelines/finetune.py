@@ -13,15 +13,17 @@ import lightning as L
 import pandas as pd
 
 from longseq.checkpoint import write_atomically
+from longseq.errors import ConfigError
 from longseq.pipelines import console
 from longseq.pipelines.finetune_console import describe
 from longseq.pipelines.finetune_folds import cross_validate
 from longseq.pipelines.finetune_model import build_for_task, open_for_task
 from longseq.pipelines.finetune_modes import Plan, UnfreezeLayers, apply_mode, group_rows, scale_learning_rates
+from longseq.pipelines.finetune_options import check_modes
 from longseq.pipelines.finetune_probe import Probe, can_cache
 from longseq.pipelines.fit import build_data, build_module, build_task, build_trainer, quiet_lightning, train_and_report
 from longseq.pipelines.results import plain
-from longseq.pipelines.run_folder import open_run_folder
+from longseq.pipelines.run_folder import MODEL, open_run_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -42,11 +44,22 @@ def run(cfg: "DictConfig") -> dict[str, Any]:
         What metrics.json holds, with `run_dir`, and `exit_code` 130 after Ctrl-C.
     """
     quiet_lightning()
+    check_modes(cfg)
+    check_folder(cfg)
     opened = open_for_task(cfg)
     if cfg.cv.folds is not None:
         return cross_validate(cfg, opened, finetune)
     folder = open_run_folder(cfg)
     return finetune(cfg, opened, folder)
+
+
+def check_folder(cfg: "DictConfig") -> None:
+    """Raises ConfigError if the run would be written over what it starts from."""
+    if cfg.run_dir is None or cfg.resume is not None or not cfg.get("pretrained"):
+        return
+    place, source = Path(cfg.run_dir).resolve(), Path(str(cfg.pretrained)).expanduser().resolve()
+    if source in (place, place / MODEL):
+        raise ConfigError(f"run_dir={cfg.run_dir} is where the pretrained model stands, which would be lost: choose another")
 
 
 def finetune(cfg: "DictConfig", opened: "Opened", folder: Path) -> dict[str, Any]:
@@ -57,12 +70,13 @@ def finetune(cfg: "DictConfig", opened: "Opened", folder: Path) -> dict[str, Any
     model, report = build_for_task(cfg, opened, data, task)
     if any(name.startswith("head.") for name in report.reinitialized):
         data.start(model, task)
-    plan = apply_mode(cfg, model.train())
+    fresh = {*report.reinitialized, *report.missing}
+    plan = apply_mode(cfg, model.train(), fresh)
     module = build_module(cfg, model, task)
     scale_learning_rates(cfg, module)
     trainer = build_trainer(cfg)
     if cfg.finetune.unfreeze_every is not None:
-        trainer.callbacks.append(UnfreezeLayers(cfg.finetune.unfreeze_every))  # type: ignore[attr-defined]
+        trainer.callbacks.append(UnfreezeLayers(cfg.finetune.unfreeze_every, fresh))  # type: ignore[attr-defined]
     console.start(cfg, folder, data, module, trainer, verb="finetune")
     facts = finetune_facts(cfg, report, plan, module)
     if trainer.is_global_zero:

@@ -51,7 +51,7 @@ def adopt_data_options(cfg: "DictConfig", config: Mapping[str, Any]) -> dict[str
     """
     own: Any = get_class(cfg.data._target_)
     typed = {str(o).split("=")[0].lstrip("+") for o in cfg.overrides}
-    defaults: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "domain" / f"{cfg.domain}.yaml").data)
+    defaults = data_defaults(str(cfg.domain))
     wanted = own.options_of(config) if config.get("domain", cfg.domain) == cfg.domain else {}
     changed = {}
     for name, value in wanted.items():
@@ -98,11 +98,18 @@ def fit_embedding(
     if found["name"] == wanted["name"] and not differing:
         return found, fresh
     key = "name" if found["name"] != wanted["name"] else differing[0]
+    option = DATA_NAMES.get(key, key)
+    choose = f"choose the data options it was trained with (data.{option}), or " if option in data_defaults(domain) else ""
     raise ConfigError(
         f"the checkpoint's embedding has {key}={found.get(key)!r}, domain={domain} with these data gives "
-        f"{key}={wanted.get(key)!r}: choose the data options it was trained with (data.{DATA_NAMES.get(key, key)}), or start "
-        "with a new embedding: allow_missing=[embedding.*]"
+        f"{key}={wanted.get(key)!r}: {choose}start with a new embedding, which is trained: allow_missing=[embedding.*]"
     )
+
+
+def data_defaults(domain: str) -> dict[str, Any]:
+    """The data options of a domain, with their defaults."""
+    found: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "domain" / f"{domain}.yaml").data)
+    return found
 
 
 def series_options(found: dict[str, Any], wanted: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

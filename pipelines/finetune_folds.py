@@ -12,8 +12,9 @@ from rich.table import Table
 
 from longseq.checkpoint import write_atomically
 from longseq.domains.loading import holding_out
-from longseq.errors import ConfigError
+from longseq.errors import ConfigError, LongseqError
 from longseq.pipelines.console import format_value
+from longseq.pipelines.fit import build_data
 from longseq.pipelines.results import write_metrics
 from longseq.pipelines.run_folder import open_run_folder
 
@@ -45,19 +46,15 @@ def cross_validate(
         raise ConfigError(f"cv.folds must be 2 or more, found {folds!r}")
     if cfg.trainer.get("devices", 1) not in (1, "1", "auto") or cfg.trainer.get("num_nodes", 1) != 1:
         raise ConfigError("cv.folds runs in one process: set trainer.devices=1, or run the folds' seeds side by side")
+    check_split(cfg, folds)
     folder = open_run_folder(cfg)
     found = []
     for index in range(folds):
         own = copy.deepcopy(cfg)
         own.run_dir = str(folder / f"fold_{index + 1}")
-        with holding_out(index, folds) as fold:
+        with holding_out(index, folds):
             Console().print(f"\n[bold]fold {index + 1} of {folds}[/]")
             result = finetune(own, opened, open_run_folder(own))
-        if not fold.used:
-            raise ConfigError(
-                "cv.folds needs a split that is drawn at random from data.train, or by groups; these data are split by files, "
-                "a column or chromosomes. Give one file as data.train, and leave data.val out"
-            )
         if result.get("exit_code"):
             return result
         found.append(result)
@@ -70,6 +67,24 @@ def cross_validate(
         write_report(folder)
     print_summary(summary, folder, str(cfg.task.monitor))
     return {**summary, "run_dir": str(folder)}
+
+
+def check_split(cfg: "DictConfig", folds: int) -> None:
+    """Reads the data of the last fold, which is the smallest, so that nothing is trained in vain.
+
+    Raises:
+        ConfigError: if the split is not drawn at random, or leaves a fold without rows.
+    """
+    with holding_out(folds - 1, folds) as fold:
+        try:
+            build_data(cfg)
+        except LongseqError as error:
+            raise type(error)(f"cv.folds={folds}: {error}" if fold.used else str(error)) from None
+    if not fold.used:
+        raise ConfigError(
+            "cv.folds needs a split that is drawn at random from data.train, or by groups; these data are split by files, "
+            "a column or chromosomes. Give one file as data.train, and leave data.val out"
+        )
 
 
 def summarize(results: list[dict[str, Any]]) -> dict[str, Any]:

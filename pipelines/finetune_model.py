@@ -14,7 +14,8 @@ from longseq.errors import ConfigError
 from longseq.model import SequenceModel
 from longseq.pipelines.finetune_embedding import adopt_data_options, fit_class_token, fit_embedding, fit_head
 from longseq.pipelines.finetune_modes import layer_names
-from longseq.pipelines.fit import check_causality, grid_options
+from longseq.pipelines.finetune_options import patterns
+from longseq.pipelines.fit import grid_options
 from longseq.pretrained import KeyReport, Opened, build_opened, open_pretrained
 
 if TYPE_CHECKING:
@@ -51,12 +52,14 @@ def open_for_task(cfg: "DictConfig") -> Opened:
 
 
 def check_named(cfg: "DictConfig") -> None:
-    """Raises ConfigError if the command names no checkpoint."""
-    if OmegaConf.is_missing(cfg, "pretrained") or cfg.pretrained is None:
+    """Raises ConfigError if the command names no checkpoint, or what goes with it is no mapping."""
+    if OmegaConf.is_missing(cfg, "pretrained") or not cfg.pretrained:
         raise ConfigError(
             "pretrained= must name what to start from: a run folder, a model folder, a file of weights, or a hub id "
             "(longseq list pretrained)"
         )
+    if not OmegaConf.is_dict(cfg.format_options):
+        raise ConfigError(f"format_options holds the format's own options by name, found {cfg.format_options!r}")
 
 
 def check_backbone(cfg: "DictConfig", described: dict[str, Any]) -> None:
@@ -100,11 +103,11 @@ def build_for_task(cfg: "DictConfig", opened: Opened, data: DomainData, task: Ta
 
     def adapt(config: dict[str, Any], backbone: Backbone) -> tuple[dict[str, Any], Sequence[str]]:
         name = str(config["backbone"]["name"])
-        check_causality(task.name, backbone.causal, name)
+        check_direction(task.name, backbone.causal, str(cfg.pretrained))
         check_length(data, backbone, name)
         wanted = data.model_options(backbone)
         check_tokenizer(config.get("tokenizer"), wanted.get("tokenizer"), str(cfg.pretrained))
-        fresh = [str(pattern) for pattern in cfg.allow_missing if str(pattern).startswith("embedding")]
+        fresh = [pattern for pattern in patterns(cfg.allow_missing) if pattern.startswith("embedding")]
         embedding, starts = fit_embedding(config["embedding"], wanted["embedding"], str(cfg.domain), replace=bool(fresh))
         head = data.head_options(backbone, task.head())
         if cfg.domain == "vision":
@@ -121,9 +124,20 @@ def build_for_task(cfg: "DictConfig", opened: Opened, data: DomainData, task: Ta
         # Orders are no weights: those of another size, or around a class token, are made anew.
         grid = grid_options({**opened.config["backbone"], "grid": None}, data)
         options = {**grid, **backbone_options(cfg)}
-        return build_opened(opened, adapt, allow_missing=list(cfg.allow_missing), options=options)
+        return build_opened(opened, adapt, allow_missing=patterns(cfg.allow_missing), options=options)
     except TypeError as error:
         raise ConfigError(f"backbone: {error}") from error
+
+
+def check_direction(task: str, causal: bool, source: str) -> None:
+    """Raises ConfigError for a language model of the other direction than the checkpoint's backbone."""
+    if task in ("lm", "mlm") and causal != (task == "lm"):
+        here, other = ("only the past", "lm") if causal else ("both sides", "mlm")
+        wanted = "from both sides" if task == "mlm" else "from the past alone"
+        raise ConfigError(
+            f"task={task} predicts tokens {wanted}, but the backbone of {source} sees {here}: go on with task={other}, or take "
+            "a checkpoint of the other kind"
+        )
 
 
 def check_length(data: DomainData, backbone: Backbone, name: str) -> None:

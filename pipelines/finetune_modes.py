@@ -1,6 +1,6 @@
 """Ways of fine-tuning: what is trained, at which learning rate, and from when on."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,13 @@ from longseq.adapters import Adapted, add_lora, matches
 from longseq.domains.base import DomainModule
 from longseq.errors import ConfigError
 from longseq.model import SequenceModel
+from longseq.pipelines.finetune_options import mode_name, patterns
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-PARTS = {"backbone": ("backbone.*", "embedding.*"), "embedding": ("embedding.*",)}
+# The embedding is as pretrained as the backbone.
+PARTS = {"backbone": ("backbone.*", "embedding.*")}
 
 
 @dataclass
@@ -60,25 +62,34 @@ def depths(model: SequenceModel) -> dict[str, int]:
 # -- before the module is made
 
 
-def apply_mode(cfg: "DictConfig", model: SequenceModel) -> Plan:
-    """Freezes and adapts the model as the config says.
+def apply_mode(cfg: "DictConfig", model: SequenceModel, fresh: Collection[str] = ()) -> Plan:
+    """Freezes and adapts the model as the config says; what is no pretrained weight is trained in every mode.
+
+    Args:
+        cfg: of the verb finetune.
+        model: changed in place.
+        fresh: names of parameters that start anew.
 
     Raises:
         ConfigError: for modes that exclude each other, or a pattern that matches nothing.
     """
-    options = cfg.finetune
-    frozen = [options.freeze] if isinstance(options.freeze, str) else list(options.freeze or [])
-    lora = int(options.lora.r) > 0
-    check_modes(cfg, frozen, lora)
-    plan = Plan("linear probe" if "backbone" in frozen else "LoRA" if lora else "full fine-tuning")
-    if options.reinit_layers == "all":
-        plan.mode = "from scratch"
-    elif options.reinit_layers:
+    options, frozen = cfg.finetune, patterns(cfg.finetune.freeze)
+    plan = Plan(mode_name(options))
+    if options.reinit_layers not in (0, "all"):
         plan.notes.append(f"the last {options.reinit_layers} layers start anew")
-    if lora:
+    if options.unfreeze_every is not None:
+        n_layers = len(layer_names(model.backbone)) - int(options.reinit_layers)
+        plan.notes += unfreezing_notes(options.unfreeze_every, cfg.trainer.get("max_epochs"), n_layers)
+    # Adapters change the names.
+    untrained = [parameter for name, parameter in model.named_parameters() if name in fresh]
+    if options.lora.r > 0:
         plan.adapted = adapt(options.lora, model)
+        for parameter in untrained:
+            parameter.requires_grad_(True)
     for pattern in frozen:
-        plan.frozen[pattern] = freeze(model, pattern)
+        plan.frozen[pattern] = freeze(model, pattern, but=untrained if pattern == "backbone" else ())
+    if plan.adapted is not None or frozen:
+        plan.notes += fresh_notes(untrained, {id(parameter) for parameter in model.head.parameters()})
     for part in (model.embedding, model.backbone):
         # What does not learn answers as it does in evaluation, without dropout.
         part.train(any(parameter.requires_grad for parameter in part.parameters()))
@@ -86,22 +97,15 @@ def apply_mode(cfg: "DictConfig", model: SequenceModel) -> Plan:
     return plan
 
 
-def check_modes(cfg: "DictConfig", frozen: Sequence[str], lora: bool) -> None:
-    """Raises ConfigError for modes that exclude each other, and numbers out of range."""
-    options = cfg.finetune
-    whole = "backbone" in frozen
-    if lora and whole:
-        raise ConfigError("finetune.lora.r and finetune.freeze=backbone exclude each other: LoRA trains the backbone's layers")
-    if options.unfreeze_every is not None and (lora or whole):
-        raise ConfigError("finetune.unfreeze_every needs a backbone to unfreeze: leave out finetune.freeze=backbone and LoRA")
-    if options.unfreeze_every is not None and options.unfreeze_every < 1:
-        raise ConfigError(f"finetune.unfreeze_every must be at least 1 epoch, found {options.unfreeze_every}")
-    if not 0.0 < options.layer_decay <= 1.0:
-        raise ConfigError(f"finetune.layer_decay must lie in (0, 1], found {options.layer_decay}")
-    if not options.head_lr_multiplier > 0.0:
-        raise ConfigError(f"finetune.head_lr_multiplier must be above 0, found {options.head_lr_multiplier}")
-    if options.reinit_layers == "all" and (lora or whole):
-        raise ConfigError("finetune.reinit_layers=all starts from nothing: a frozen backbone would stay random")
+def unfreezing_notes(every: int, epochs: Any, n_layers: int) -> list[str]:
+    """The schedule in words, and what it never reaches."""
+    often = "epoch" if every == 1 else f"{every} epochs"
+    notes = [f"the head is trained first, and one more layer with every {often}, the embedding last"]
+    reached = (epochs - 1) // every if isinstance(epochs, int) and epochs > 0 else n_layers + 1
+    if reached <= n_layers:
+        layers = f"{n_layers - reached} of {n_layers} layers and " if reached < n_layers else ""
+        notes.append(f"{layers}the embedding stay frozen: {epochs} epochs end before it is their turn")
+    return notes
 
 
 def adapt(options: "DictConfig", model: SequenceModel) -> Adapted:
@@ -115,7 +119,7 @@ def adapt(options: "DictConfig", model: SequenceModel) -> Adapted:
             alpha=alpha,
             dropout=float(options.dropout),
             targets=targets,
-            train_also=list(options.train_also),
+            train_also=patterns(options.train_also),
         )
     except ValueError as error:
         raise ConfigError(f"finetune.lora: {error}") from error
@@ -126,21 +130,31 @@ def adapt(options: "DictConfig", model: SequenceModel) -> Adapted:
     return adapted
 
 
-def freeze(model: SequenceModel, pattern: str) -> int:
-    """Freezes the parameters that a part's name or a pattern means, and returns how many.
+def fresh_notes(untrained: Sequence[nn.Parameter], head: Collection[int]) -> list[str]:
+    """What becomes of parameters that start anew, where it is not what the mode's name says."""
+    learning = sum(p.numel() for p in untrained if p.requires_grad and id(p) not in head)
+    random = sum(p.numel() for p in untrained if not p.requires_grad)
+    notes = [f"{learning:,} parameters before the head start anew and are trained, whatever is frozen"] if learning else []
+    return notes + ([f"{random:,} parameters that start anew stay frozen, as finetune.freeze says"] if random else [])
+
+
+def freeze(model: SequenceModel, pattern: str, but: Sequence[nn.Parameter] = ()) -> int:
+    """Freezes the parameters that a part's name or a pattern means, but for some, and returns how many.
 
     Raises:
         ConfigError: if none fits.
     """
-    patterns = PARTS.get(pattern, (pattern,))
-    found = [p for name, p in model.named_parameters() if any(matches(name, each) for each in patterns)]
+    # A module's name means all that is in it.
+    each = PARTS.get(pattern, (pattern, f"{pattern}.*"))
+    found = [p for name, p in model.named_parameters() if any(matches(name, one) for one in each)]
     if not found:
         parts = ", ".join(sorted({name.split(".")[0] for name, _ in model.named_parameters()}))
         example = next(name for name, _ in model.backbone.named_parameters(prefix="backbone"))
         raise ConfigError(
-            f"finetune.freeze={pattern} matches no parameter; expected backbone, embedding, or patterns of names such as "
-            f"{example} (the model's parts are {parts})"
+            f"finetune.freeze={pattern} matches no parameter; expected {parts}, or patterns of names such as {example}"
         )
+    spared = {id(parameter) for parameter in but}
+    found = [parameter for parameter in found if id(parameter) not in spared]
     for parameter in found:
         parameter.requires_grad_(False)
     return sum(parameter.numel() for parameter in found)
@@ -188,12 +202,13 @@ class UnfreezeLayers(L.Callback):
 
     Args:
         every: epochs between two layers.
+        fresh: names of parameters that start anew, which are trained from the first epoch on wherever they stand.
 
     Paper: ULMFiT, https://arxiv.org/abs/1801.06146, section 3.3 (gradual unfreezing).
     """
 
-    def __init__(self, every: int) -> None:
-        self.every = every
+    def __init__(self, every: int, fresh: Collection[str] = ()) -> None:
+        self.every, self.fresh = every, fresh
         self._trainable: set[str] = set()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -208,7 +223,7 @@ class UnfreezeLayers(L.Callback):
         lowest = max(depth.values(), default=0) - trainer.current_epoch // self.every
         # The optimiser holds all of them; those without a gradient are left as they are, undecayed.
         for name, parameter in pl_module.model.named_parameters():
-            parameter.requires_grad_(name in self._trainable and depth[name] >= lowest)
+            parameter.requires_grad_(name in self._trainable and (depth[name] >= lowest or name in self.fresh))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DomainModule)

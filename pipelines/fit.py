@@ -229,7 +229,9 @@ def build_trainer(cfg: "DictConfig") -> L.Trainer:
     callbacks = [build(entry) for entry in (cfg.callbacks or {}).values() if entry]
     warmup = cfg.get("length_warmup")
     if warmup is not None and warmup.stages:
-        callbacks.append(LengthWarmup(list(warmup.stages), warmup.steps))
+        stages: Any = OmegaConf.to_container(warmup, resolve=True)
+        check_types("length_warmup", LengthWarmup, stages)
+        callbacks.append(LengthWarmup(**stages))
     progress = {"enable_progress_bar": "progress" in (cfg.callbacks or {})}
     return build({**progress, **options}, logger=loggers or False, callbacks=callbacks, default_root_dir=cfg.run_dir)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,8 +102,10 @@ def _merge(folder: Path, cfg: "DictConfig", overrides: list[str]) -> "DictConfig
 
 
 def _newest_unfinished(cfg: "DictConfig") -> Path | None:
-    parent = Path("runs") / cfg.domain / str(cfg.backbone.name)
-    folders = [Path(cfg.run_dir)] if cfg.run_dir else sorted(parent.glob("*"), reverse=True)
+    # In fine-tuning the checkpoint says what the backbone is, and it has not been read yet.
+    backbone, parent = cfg.backbone.get("name", "*"), Path("runs") / cfg.domain
+    newest_first = sorted(parent.glob(f"{backbone}/*"), key=lambda path: path.name, reverse=True)
+    folders = [Path(cfg.run_dir)] if cfg.run_dir else newest_first
     for folder in folders:
         started = (folder / "checkpoints" / "last.ckpt").is_file() and (folder / CONFIG).is_file()
         if started and not (folder / METRICS).is_file() and _comparable(read_config(folder)) == _comparable(cfg):
@@ -115,6 +118,10 @@ def _comparable(cfg: "DictConfig") -> dict[str, Any]:
 
     plain = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(plain, dict)
+    if "overrides" in plain:
+        # What a checkpoint decides of these stands in the saved config alone; what was typed decides it again.
+        plain = {key: value for key, value in plain.items() if key not in ("backbone", "data")}
+        plain["overrides"] = sorted(o for o in plain["overrides"] if re.split("[.=]", o.lstrip("+"))[0] not in NOT_COMPARED)
     return {str(key): value for key, value in plain.items() if key not in NOT_COMPARED}
 
 

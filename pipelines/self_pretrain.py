@@ -7,6 +7,7 @@ with masks, brings long-sequence models ten points and more, and makes compariso
 import copy
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from longseq.pipelines.fit import (
     trained_model,
     training_figures,
 )
+from longseq.pipelines.option_types import check_types
 from longseq.pipelines.results import plain
 from longseq.pipelines.run_folder import MODEL
 
@@ -39,6 +41,15 @@ if TYPE_CHECKING:
 FOLDER, FACTS = "pretraining", "pretraining.json"
 # What belongs to the task and has no place in pretraining: it starts untrained.
 TASKS_OWN = ("embedding.class_vector",)
+
+
+@dataclass
+class SelfPretrainOptions:
+    """Kinds of the options `self_pretrain`; configs/fit.yaml says what they are and their defaults."""
+
+    epochs: int
+    task: str | None
+    lr: float | None
 
 
 def pretrain_on_task(cfg: "DictConfig", folder: Path, data: DomainData, model: SequenceModel) -> dict[str, Any]:
@@ -58,8 +69,8 @@ def pretrain_on_task(cfg: "DictConfig", folder: Path, data: DomainData, model: S
     """
     place = folder / FOLDER
     own = pretraining_config(cfg, place)
-    if (place / MODEL).is_dir() and (place / FACTS).is_file():
-        # A run that is resumed has this behind it.
+    if cfg.resume is not None and (place / MODEL).is_dir() and (place / FACTS).is_file():
+        # A run that is resumed has this behind it; what else stands in its folder may be of other options.
         take(model, load_model(place / MODEL))
         found: dict[str, Any] = json.loads((place / FACTS).read_text(encoding="utf-8"))
         return found
@@ -79,7 +90,7 @@ def pretrain_on_task(cfg: "DictConfig", folder: Path, data: DomainData, model: S
     names = take(model, pretrained)
     facts = {
         "task": task.name,
-        "epochs": int(cfg.self_pretrain.epochs),
+        "epochs": cfg.self_pretrain.epochs,
         "validation": validation,
         "seconds": time.perf_counter() - started,
         "tensors": len(names),
@@ -97,13 +108,16 @@ def pretrain_on_task(cfg: "DictConfig", folder: Path, data: DomainData, model: S
 
 def pretraining_config(cfg: "DictConfig", place: Path) -> "DictConfig":
     """The run's config with the pretraining's epochs and folder, and with its task where the command names one."""
+    check_types("self_pretrain", SelfPretrainOptions, {str(key): value for key, value in cfg.self_pretrain.items()})
+    if cfg.self_pretrain.epochs < 0:
+        raise ConfigError(f"self_pretrain.epochs must be 0 (none) or more, found {cfg.self_pretrain.epochs}")
     name, known = cfg.self_pretrain.task, [path.stem for path in (CONFIGS / "task").glob("*.yaml")]
     if name is not None and name not in known:
         raise ConfigError(f"self_pretrain.task={name} is no task{nearest(str(name), known)}. Tasks: {', '.join(sorted(known))}")
     own = copy.deepcopy(cfg)
     with open_dict(own):
         own.run_dir, own.resume = str(place), None
-        own.trainer.max_epochs, own.trainer.max_steps = int(cfg.self_pretrain.epochs), -1
+        own.trainer.max_epochs, own.trainer.max_steps = cfg.self_pretrain.epochs, -1
         if cfg.self_pretrain.lr is not None:
             own.optimizer.lr = cfg.self_pretrain.lr
         # Mixtures of labels need labels.

@@ -61,6 +61,8 @@ def load_pretrained(
         del backbone
         return (config if head is None else {**config, "head": dict(head)}), ()
 
+    # One pattern alone is no list of letters.
+    allow_missing = [allow_missing] if isinstance(allow_missing, str) else allow_missing
     left = {key: value for key, value in options.items() if key not in opened.options}
     return build_opened(opened, adapt, allow_missing=allow_missing, keep_head=head is None, options=left)
 
@@ -199,6 +201,12 @@ def _fit(
         for name in tensors
         if name in own and tensors[name].shape != own[name].shape
     ]
+    # Integers are weights of a quantised network, without what they are to be multiplied with.
+    quantised = [
+        f"{renaming.sources[name]} ({str(tensors[name].dtype).removeprefix('torch.')})"
+        for name in tensors
+        if name in own and own[name].is_floating_point() and not tensors[name].is_floating_point()
+    ]
     for name in surplus:
         report.unexpected[renaming.sources[name]] = tuple(tensors.pop(name).shape)
     _merge_tied(own, tensors, renaming, report)
@@ -213,6 +221,7 @@ def _fit(
     problems = (
         ("missing", absent),
         ("of another shape", other),
+        ("of whole numbers, as quantised networks have", quantised),
         ("without a place in the network that config.json describes", [renaming.sources[name] for name in displaced]),
     )
     found = "; ".join(f"{len(names)} {what}: {', '.join(names[:3])}" for what, names in problems if names)

@@ -82,7 +82,7 @@ def need(config: Config, *keys: str) -> Any:
     for key in keys:
         if config.get(key) is not None:
             return config[key]
-    found = ", ".join(sorted(config)) or "no keys at all"
+    found = ", ".join(sorted(key for key in config if config[key] is not None)) or "no keys at all"
     raise CheckpointError(
         f"config.json lacks {' or '.join(map(repr, keys))}, without which the network cannot be built; it has {found}. "
         "Take the config.json that was published with these weights"
@@ -114,13 +114,19 @@ def find(weights: Weights, pattern: str, what: str) -> Tensor:
     raise CheckpointError(f"the checkpoint has no {what} (a tensor {pattern!r}); it begins with {shown}")
 
 
-def vocabulary(embedding_VD: Tensor, size: int, multiple: int = 1) -> int:
+def vocabulary(embedding_VD: Tensor, size: int, width: int, multiple: int = 1) -> int:
     """Rows of a token embedding, which published files pad beyond the vocabulary.
 
     Raises:
-        CheckpointError: if there are fewer or many more rows than the config's vocabulary.
+        CheckpointError: if there are fewer or many more rows than the config's vocabulary, or the network that would be
+            built is of another width.
     """
-    rows = embedding_VD.shape[0]
+    rows, found = embedding_VD.shape
+    if found != width:
+        raise CheckpointError(
+            f"the token embedding is {found} wide, config.json says {width!r}: the weights and the config belong to different "
+            "networks"
+        )
     padded = -(-size // multiple) * multiple
     if rows not in (size, padded):
         expected = f"{size}" if padded == size else f"{size}, or {padded} with padding"

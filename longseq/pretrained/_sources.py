@@ -76,7 +76,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
@@ -92,7 +92,9 @@ def _vocabulary(folder: Path) -> dict[str, int]:
     found = content.get("vocab") or inner or _read_json(folder / "vocab.json")
     ids = {str(token): i for token, i in found.items() if isinstance(i, int)} if isinstance(found, dict) else {}
     added = [token for token in content.get("added_tokens") or [] if isinstance(token, dict)]
-    return ids | {str(token["content"]): int(token["id"]) for token in added if "content" in token and "id" in token}
+    return ids | {
+        str(token["content"]): token["id"] for token in added if "content" in token and isinstance(token.get("id"), int)
+    }
 
 
 def _download(repository: str, file: str | None, revision: str | None) -> Path:

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 GRAPHS = (".onnx", ".pt2")
 # Containers that training scripts wrap a state dict in.
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "module")
+_WRAPPERS = ("module.", "_orig_mod.")
 # Hyperparameters that trainers save beside the weights: objects of these take no part, and stand-ins replace them.
 _BYSTANDERS = re.compile(
     r"(omegaconf|pytorch_lightning|lightning|lightning_fabric|argparse|pathlib)\..+|typing\.Any|collections\.defaultdict"
@@ -60,8 +62,12 @@ def weight_files(folder: Path) -> list[Path]:
             names = ", ".join(path.name for path in files[:5])
             raise CheckpointError(f"{folder} holds several checkpoints ({names}): give the path of one of them")
     _refuse_graph(folder, [path for path in sorted(folder.iterdir()) if path.suffix in GRAPHS])
+    # A cross-validation, or the folder that all runs stand in.
+    runs = sorted(path.parent.parent for path in folder.glob("*/model/config.json"))
+    instead = f". It holds {len(runs)} runs: take one of them, such as {runs[0]}" if runs else ""
     raise CheckpointError(
-        f"{folder} holds no weights: expected model.safetensors, pytorch_model.bin, weights.ckpt or one file of {PICKLES}"
+        f"{folder} holds no weights: expected model.safetensors, pytorch_model.bin, weights.ckpt or one file of "
+        f"{', '.join(PICKLES)}{instead}"
     )
 
 
@@ -77,8 +83,10 @@ def _refuse_graph(place: Path, graphs: Sequence[Path]) -> None:
 def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} is not an index of shards: {error}") from None
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"weight_map names the files {names}")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is not an index of shards ({error}): fetch it again") from None
     outside = [name for name in names if Path(name).name != name]
     absent = [name for name in names if name not in outside and not (index.parent / name).is_file()]
     if outside:
@@ -96,7 +104,15 @@ def read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
     """
     weights: dict[str, Tensor] = {}
     for path in files:
+        _refuse_pointer(path)
         weights |= load_weights(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    eighths = [name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.dtype.itemsize < 2]
+    if eighths:
+        kind = str(weights[eighths[0]].dtype).removeprefix("torch.")
+        raise CheckpointError(
+            f"{files[0].parent}: {len(eighths)} tensors are quantised ({eighths[0]} is in {kind}), and what they are to be "
+            "multiplied with stands elsewhere: take the checkpoint in 16 or 32 bits"
+        )
     broken = [name for name, tensor in weights.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
     if broken:
         raise CheckpointError(
@@ -106,12 +122,25 @@ def read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
     return weights
 
 
+def _refuse_pointer(path: Path) -> None:
+    """Raises CheckpointError for what git leaves in a file's place where Git LFS is not installed."""
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(40).startswith(b"version https://git-lfs"):
+                raise CheckpointError(
+                    f"{path} is a pointer of Git LFS, not the file itself: run `git lfs pull` in its repository, or fetch it "
+                    "with `hf download`"
+                )
+
+
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     if path.suffix not in PICKLES:
         _refuse_graph(path.parent, [path] if path.suffix in GRAPHS else [])
         raise CheckpointError(f"{path} is neither safetensors nor one of {', '.join(PICKLES)}")
     try:
-        with torch.serialization.safe_globals(_stand_ins(path)):
+        with torch.serialization.safe_globals(_stand_ins(path)), warnings.catch_warnings():
+            # Of the pickle's protocol, to torch's developers.
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refusal(path, str(error)) from None
@@ -139,6 +168,11 @@ def _refusal(path: Path, error: str) -> CheckpointError:
         is_pickle = file.read(4).startswith((b"\x80", b"PK\x03\x04"))
     if found is None or not is_pickle:
         return CheckpointError(f"{path} is truncated or corrupted ({path.stat().st_size} bytes): it is no PyTorch file")
+    if found.group(1).startswith("operand"):
+        return CheckpointError(
+            f"{path} was refused: it is a pickle that torch.save did not write, and loading it could run code. If you trust "
+            "its author, load it on a machine that you can spare, and save its tensors with safetensors.torch.save_file"
+        )
     return CheckpointError(
         f"{path} was refused: beside tensors its pickle asks for {found.group(1)}, and loading it would run code. If you trust "
         "its author, open it on a machine that you can spare, save its tensors with safetensors.torch.save_file, and load those"
@@ -156,4 +190,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     if not tensors:
         keys = ", ".join(map(str, list(content)[:5])) or "nothing"
         raise CheckpointError(f"{path} holds no tensors; found {keys}")
+    # Networks that were saved inside DistributedDataParallel or torch.compile.
+    while wrapper := next((w for w in _WRAPPERS if all(name.startswith(w) for name in tensors)), ""):
+        tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     return tensors

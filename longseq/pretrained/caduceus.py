@@ -50,7 +50,7 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
     _check(config)
     rcps, d_model = bool(need(config, "rcps")), need(config, "d_model")
     embedding_VD = find(weights, r"word_embeddings\.(embedding\.)?weight", "token embedding")
-    rows = vocabulary(embedding_VD, need(config, "vocab_size"), config.get("pad_vocab_size_multiple", 8))
+    rows = vocabulary(embedding_VD, need(config, "vocab_size"), d_model, config.get("pad_vocab_size_multiple", 8))
     layer = config.get("ssm_cfg") or {}
     backbone = {
         "name": "caduceus",
@@ -65,7 +65,7 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
     if not rcps:
         head = {"name": "token", "n_outputs": rows, "tie": tied}
         return {"embedding": {"name": "token", "vocab_size": rows}, "backbone": backbone, "head": head}
-    complement = _complement(config, rows)
+    complement = _complement(config, weights, rows)
     return {
         "embedding": {"name": "strand", "vocab_size": rows, "complement": complement},
         "backbone": backbone,
@@ -91,11 +91,17 @@ def _is_unfused(config: Config, weights: Weights) -> bool:
     return config.get("fused_add_norm", True) is False
 
 
-def _complement(config: Config, rows: int) -> list[int]:
+def _complement(config: Config, weights: Weights, rows: int) -> list[int]:
     published = {int(token): int(other) for token, other in need(config, "complement_map").items()}
     complement = [published.get(token, token) for token in range(rows)]
     if any(not 0 <= other < rows for other in complement) or any(complement[complement[i]] != i for i in range(rows)):
         raise CheckpointError(f"config.json's complement_map is no pairing of {rows} tokens: {published}")
+    for name, stored in weights.items():
+        if name.endswith("complement_map") and stored.tolist()[:rows] != complement[: len(stored)]:
+            raise CheckpointError(
+                f"config.json pairs the tokens as {complement}, {name} as {stored.tolist()}: with other pairs the same weights "
+                "are another network. Take the config.json that was published with them"
+            )
     return complement
 
 

@@ -63,7 +63,7 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
     require(layer, "filter_cls", ("hyena-filter",), "only the implicit filter with a decaying window is built")
     d_model, embedding_VD = need(config, "d_model"), find(weights, r"word_embeddings\.weight", "token embedding")
     n_layers = need(config, "n_layer", "n_layers")
-    rows = vocabulary(embedding_VD, need(config, "vocab_size"), config.get("pad_vocab_size_multiple", 8))
+    rows = vocabulary(embedding_VD, need(config, "vocab_size"), d_model, config.get("pad_vocab_size_multiple", 8))
     head = r"(?:model\.|hyena\.)?lm_head\.weight"
     return {
         "embedding": {"name": "token", "vocab_size": rows, "dropout": config.get("embed_dropout", 0.0)},

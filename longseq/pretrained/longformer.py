@@ -51,7 +51,7 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
     require(config, "hidden_act", ("gelu",), "another activation is another network")
     require(config, "position_embedding_type", ("absolute",), "positions stand in the embedding")
     d_model, n_layers = need(config, "hidden_size"), need(config, "num_hidden_layers")
-    rows = vocabulary(find(weights, r"word_embeddings\.weight", "token embedding"), need(config, "vocab_size"))
+    rows = vocabulary(find(weights, r"word_embeddings\.weight", "token embedding"), need(config, "vocab_size"), d_model)
     eps = config.get("layer_norm_eps", 1e-12)
     return {
         "embedding": {
@@ -93,7 +93,8 @@ def _grow_positions(renaming: Renaming, config: Config, options: Options) -> Non
     """A longer table of positions than the published one."""
     name = "embedding.positions.weight"
     offset, rows = config.get("pad_token_id", 1) + 1, _n_positions(config, options)
-    if name not in renaming.tensors or rows <= len(renaming.tensors[name]):
+    # Without a wish for more positions a table of another length than the config's is a contradiction.
+    if options["max_length"] is None or name not in renaming.tensors or rows <= len(renaming.tensors[name]):
         return
     table_LD = renaming.tensors[name]
     first, own_LD, wanted = table_LD[:offset], table_LD[offset:], rows - offset
@@ -150,6 +151,9 @@ def rename(weights: Weights, config: Config, options: Options) -> Renaming:
         (_PREFIX + r"pooler\..+", "the pooler belongs to next-sentence prediction"),
         (_PREFIX + r"embeddings\.position_ids", "counted from the tokens"),
     ]
+    if "lm_head.decoder.bias" in weights:
+        # In the same place; where the two are not tied, this one is left over.
+        drops.append((r"lm_head\.bias", "the decoder has its own"))
     renaming = rename_keys(weights, rules, drops)
     _grow_positions(renaming, config, options)
     return renaming

@@ -41,13 +41,14 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
     """Sizes from the original config or from that of transformers."""
     del options
     embedding_VD = find(weights, r"embeddings?\.weight", "token embedding")
-    rows = vocabulary(embedding_VD, need(config, "vocab_size"), config.get("pad_vocab_size_multiple", 1))
+    size, d_model = need(config, "vocab_size"), need(config, "hidden_size", "d_model")
+    rows = vocabulary(embedding_VD, size, d_model, config.get("pad_vocab_size_multiple", 1))
     tied = config.get("tie_embeddings", config.get("tie_word_embeddings", "hidden_size" not in config))
     return {
         "embedding": {"name": "token", "vocab_size": rows},
         "backbone": {
             "name": "mamba2",
-            "d_model": need(config, "hidden_size", "d_model"),
+            "d_model": d_model,
             "n_layers": need(config, "num_hidden_layers", "n_layer"),
             **(_port_options(config) if "hidden_size" in config else _original(config)),
         },

@@ -10,7 +10,7 @@ from typing import Any
 
 from longseq.errors import CheckpointError
 from longseq.pretrained._formats import PretrainedInfo
-from longseq.pretrained._renames import Config, Options, Renaming, Weights, count, find, rename_keys
+from longseq.pretrained._renames import Config, Options, Renaming, Weights, count, find, rename_keys, require
 from longseq.pretrained._vision_mamba import grid_side, split_positions
 
 CHECKPOINTS = tuple(
@@ -52,9 +52,11 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
             "no config.json with an `architecture` stands beside the weights: say timm's name of the network with the format's "
             "option model, such as model=vit_tiny_patch16_224"
         )
+    if "head.weight" in weights:
+        require(config, "global_pool", ("token", ""), "the classifier here reads the class token")
     patches = find(weights, r"patch_embed\.proj\.weight", "patch embedding")
     side = grid_side(find(weights, "pos_embed", "table of positions"))
-    published = config.get("pretrained_cfg") or config
+    published = _published(config, str(model))
     return {
         "embedding": {
             "name": "patch",
@@ -74,6 +76,17 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
         },
         "head": {"name": "class_token", "n_outputs": _n_classes(weights), "place": "front"},
     }
+
+
+def _published(config: Config, model: str) -> Config:
+    """What says the means and deviations of the training images: the config, or timm for a file without one."""
+    found = config.get("pretrained_cfg") or config
+    if "mean" in found:
+        return found
+    import timm
+
+    known = timm.get_pretrained_cfg(model)
+    return {} if known is None else {"mean": known.mean, "std": known.std}
 
 
 def _n_classes(weights: Weights) -> int:

@@ -3,11 +3,13 @@
 import resource
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from longseq.errors import ConfigError
+from longseq.pipelines import cli
 from longseq.pipelines.cli import check_overrides, dispatch, groups, verbs
 
 
@@ -91,3 +93,12 @@ def test_importing_the_package_is_light() -> None:
     code = "import longseq, sys; print('torch' in sys.modules, 'lightning' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_the_sign_of_a_sweep_may_stand_between_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    seeds = []
+    verb = types.SimpleNamespace(run=lambda cfg: seeds.append(cfg.seed))
+    monkeypatch.setattr(cli, "load_verb", lambda name: verb)
+    assert dispatch(["fit", "trainer=cpu", "-m", "seed=1,2", "backbone=gru"]) == 0
+    assert seeds == [1, 2]

@@ -113,3 +113,18 @@ def test_what_cannot_be_loaded_is_broken(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
     assert "truncated" in marks(tmp_path / "m")[FAIL][0]
     assert doctor.run([f"model={tmp_path / 'm'}"]) == 1
+
+
+def test_a_length_that_the_embedding_sets(tmp_path: Path) -> None:
+    from longseq.pretrained._modules import register_modules
+
+    register_modules()
+    config = {
+        "embedding": {"name": "roberta", "vocab_size": 16, "n_positions": 42, "pad_id": 1},
+        "backbone": {"name": "longformer", "d_model": 16, "n_layers": 1, "n_heads": 2, "window": 4, "rotary": False},
+        "head": {"name": "token", "n_outputs": 16},
+    }
+    found = marks(save_model(build_model(config), tmp_path / "m"))
+    assert "sequences of up to 40 positions" in found[OK]
+    # Nothing is pooled by a head of every position.
+    assert any("pads are read like tokens" in text for text in found[OK])

@@ -162,6 +162,8 @@ def test_layers_are_unfrozen_from_the_head_down(longseq: Command, pretrained: Pa
     moved = {
         i: any(not torch.equal(t, state[f"model.{n}"]) for n, t in before.items() if f"blocks.{i}." in n) for i in range(3)
     }
+    assert metrics(tmp_path / "run")["finetune"]["mode"] == "gradual unfreezing"
+    assert "2 of 3 layers and the embedding stay frozen" in metrics(tmp_path / "run")["finetune"]["notes"][1]
     # Epoch 0: head and last norm; epoch 1: the last layer too.
     assert moved == {0: False, 1: False, 2: True}
     assert torch.equal(before["embedding.embedding.weight"], state["model.embedding.embedding.weight"])
@@ -392,3 +394,110 @@ def test_a_hub_id_offline_says_how_to_fetch_it(
     assert longseq("finetune", f"pretrained={source}", f"data.train={dna_csv}", *QUICK, "run_dir=run") == 2
     message = capsys.readouterr().err
     assert f"hf download {source} --local-dir hyenadna-tiny-1k-seqlen-hf" in message and "give its path" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["finetune.lora.r=abc"], "finetune.lora.r must be a whole number"),
+        (["finetune.lora.r=2.5"], "finetune.lora.r must be a whole number"),
+        (["finetune.lora.r=-1"], "finetune.lora.r must be 0"),
+        (["finetune.lora=8"], "finetune.lora must be a mapping"),
+        (["finetune.lora.r=2", "finetune.lora.alpha=0"], "adapters change nothing"),
+        (["finetune.layer_decay=null"], "finetune.layer_decay must be a number"),
+        (["finetune.unfreeze_every=1.5"], "finetune.unfreeze_every must be a whole number or null"),
+        (["finetune.reinit_layers=true"], "finetune.reinit_layers must be a whole number"),
+        (["finetune.reinit_layers=all", "finetune.unfreeze_every=1"], "would stay random"),
+        (["finetune.freeze=true"], "finetune.freeze must be text"),
+        (["finetune.freeze=backbone", "finetune.cache_passes=0"], "cache_passes must be at least 1"),
+        (["format_options=3"], "format_options holds"),
+        (["cv.folds=500"], "cv.folds=500: no rows are left for test"),
+        (["pretrained="], "must name what to start from"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_answered_before_a_run_begins(
+    longseq: Command, pretrained: Path, dna_csv: Path, capsys: pytest.CaptureFixture[str], options: list[str], expected: str
+) -> None:
+    assert longseq("finetune", f"pretrained={pretrained}", f"data.train={dna_csv}", *QUICK, *options, "run_dir=run") == 2
+    message = capsys.readouterr().err
+    assert expected in message and "Traceback" not in message
+    assert not Path("run").exists()
+
+
+def test_a_module_s_name_freezes_all_that_is_in_it(longseq: Command, pretrained: Path, dna_csv: Path, tmp_path: Path) -> None:
+    options = ["finetune.freeze=[head,backbone.blocks.1]", "optimizer.lr=1e-2", "report=false"]
+    assert longseq("finetune", f"pretrained={pretrained}", f"data.train={dna_csv}", *QUICK, *options, "run_dir=run") == 0
+    facts = metrics(tmp_path / "run")["finetune"]
+    assert facts["mode"] == "partial fine-tuning" and facts["frozen"]["head"] == 2 * 16 + 2
+    after, before = (load_model(folder / "model").state_dict() for folder in (tmp_path / "run", pretrained))
+    same = {i: all(torch.equal(t, after[n]) for n, t in before.items() if f"blocks.{i}." in n) for i in range(3)}
+    assert same == {0: False, 1: True, 2: False}
+
+
+def test_one_pattern_stands_for_a_list(longseq: Command, pretrained: Path, dna_csv: Path, tmp_path: Path) -> None:
+    options = ["finetune.lora.r=2", "finetune.lora.train_also=*norm*", "finetune.lora.targets=in_proj", "report=false"]
+    assert longseq("finetune", f"pretrained={pretrained}", f"data.train={dna_csv}", *QUICK, *options, "run_dir=run") == 0
+    assert metrics(tmp_path / "run")["finetune"]["adapted"] == "LoRA on 3 of 24 linear layers, and 14 other parameters trained"
+
+
+class StopAtStep(L.Callback):
+    """Ends training with an error, as a fault of the machine would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if trainer.global_step >= self.step:
+            raise RuntimeError("stopped")
+
+
+@pytest.mark.parametrize("mode", [["backbone.dropout=0.2"], ["finetune.lora.r=2"]])
+def test_the_same_command_goes_on_where_it_was(
+    longseq: Command, pretrained: Path, dna_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: list[str]
+) -> None:
+    options = [f"pretrained={pretrained}", f"data.train={dna_csv}", *QUICK, *mode, "trainer.max_epochs=3", "report=false"]
+    assert longseq("finetune", *options, "run_dir=whole") == 0
+    with pytest.raises(RuntimeError, match="stopped"):
+        longseq("finetune", *options, f"+callbacks.stop={{_target_: {__name__}.StopAtStep, step: 9}}")
+    (begun,) = (tmp_path / "runs" / "dna" / "hyena").iterdir()
+    # Other options are another run.
+    assert longseq("finetune", *options, "optimizer.lr=2e-3", "resume=auto", "run_dir=other") == 0
+    assert "starting a new one" in capsys.readouterr().out and not (begun / "metrics.json").exists()
+    assert longseq("finetune", *options, "resume=auto") == 0
+    assert metrics(begun)["test"] == metrics(tmp_path / "whole")["test"]
+    assert metrics(begun)["training"]["epochs"] == 3
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        ["finetune.freeze=backbone"],
+        ["finetune.lora.r=2", "finetune.lora.targets=out_proj"],
+        ["finetune.unfreeze_every=5"],
+    ],
+)
+def test_what_starts_anew_is_trained_in_every_mode(
+    longseq: Command, pretrained: Path, dna_csv: Path, tmp_path: Path, mode: list[str]
+) -> None:
+    """A new embedding or layer that stayed frozen would hand noise to the rest."""
+    anew = ["allow_missing=embedding.*", "finetune.reinit_layers=1", "report=false"]
+    options = [f"pretrained={pretrained}", f"data.train={dna_csv}", *QUICK, *anew, *mode]
+    for name, lr in (("still", "1e-12"), ("run", "1e-2")):
+        assert longseq("finetune", *options, f"optimizer.lr={lr}", f"run_dir={name}") == 0
+    first, last = (load_model(tmp_path / name / "model").state_dict() for name in ("still", "run"))
+    for name in ("embedding.embedding.weight", "backbone.blocks.2.mixer.in_proj.weight", "head.projection.weight"):
+        assert not torch.allclose(first[name], last[name], atol=1e-6), name
+    frozen = "backbone.blocks.0.mixer.in_proj.weight"
+    assert torch.allclose(first[frozen], last[frozen], atol=1e-6)
+    if "unfreeze" not in mode[0]:
+        assert any("start anew and are trained" in note for note in metrics(tmp_path / "run")["finetune"]["notes"])
+
+
+def test_what_a_run_starts_from_is_not_written_over(
+    longseq: Command, pretrained: Path, dna_csv: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in pretrained.rglob("*")}
+    for source in (pretrained, pretrained / "model"):
+        assert longseq("finetune", f"pretrained={source}", f"data.train={dna_csv}", *QUICK, f"run_dir={pretrained}") == 2
+        assert "where the pretrained model stands" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in pretrained.rglob("*")} == before

@@ -40,6 +40,35 @@ def test_one_command_pretrains_and_trains(
     assert "Pretraining on the task" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_a_new_run_in_an_old_folder_pretrains_anew(longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path) -> None:
+    options = [f"data.train={dna_csv}", "backbone=gru", "baselines=false", "report=false", "run_dir=run"]
+    for epochs in (1, 2):
+        assert longseq("fit", *tiny, *options, f"self_pretrain.epochs={epochs}") == 0
+        assert metrics(tmp_path / "run")["self_pretrain"]["epochs"] == epochs
+    # A run that goes on has it behind it.
+    written = (tmp_path / "run" / "pretraining" / "pretraining.json").stat().st_mtime_ns
+    assert longseq("fit", "resume=run", "trainer.max_epochs=3") == 0
+    assert (tmp_path / "run" / "pretraining" / "pretraining.json").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [
+        ("self_pretrain.epochs=abc", "self_pretrain.epochs must be a whole number"),
+        ("self_pretrain.epochs=-1", "self_pretrain.epochs must be 0 (none) or more"),
+        ("self_pretrain.lr=fast", "self_pretrain.lr must be a number or null"),
+        ("length_warmup.stages=16", "length_warmup.stages must be a list of whole numbers"),
+        ("length_warmup.stages=[a]", "length_warmup.stages must be a list of whole numbers"),
+    ],
+)
+def test_options_of_the_wrong_kind(
+    longseq: Command, tiny: list[str], dna_csv: Path, capsys: pytest.CaptureFixture[str], option: str, expected: str
+) -> None:
+    assert longseq("fit", *tiny, f"data.train={dna_csv}", "self_pretrain.epochs=1", option, "run_dir=run") == 2
+    message = capsys.readouterr().err
+    assert expected in message and "Traceback" not in message
+
+
 def test_tasks_that_do_not_go_say_so(
     longseq: Command, tiny: list[str], dna_csv: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

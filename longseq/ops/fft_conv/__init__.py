@@ -52,8 +52,9 @@ def fft_conv(
         implementation: "auto", "reference" (a sum over lags), "chunked" (the FFT in plain PyTorch), "triton" (GPU).
 
     Returns:
-        y (B, L, D) in the dtype of `u_BLD`. The transforms run in float32 (float64 for a float64 input; bf16 of up to 4,096
-        positions, and on an H100 from 10,923 to 1,048,576, on a GPU as 16-bit products with float32 sums), under autocast too, and every input has a gradient.
+        y (B, L, D) in the dtype of `u_BLD`. The transforms run in float32 (float64 for a float64 input; on a GPU bf16 of up to
+        4,096 positions, on Hopper also of 10,923 to 1,048,576, as 16-bit products with float32 sums), under autocast too, and
+        every input has a gradient.
 
     Raises:
         ValueError: shapes that do not fit together, or an implementation that does not exist or is not available here.

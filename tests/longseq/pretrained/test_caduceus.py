@@ -206,6 +206,8 @@ def test_other_variants_are_refused(write_checkpoint: Callable[..., Path]) -> No
         ({"bidirectional_weight_tie": False}, "bidirectional_weight_tie"),
         ({"complement_map": {"7": 8, "8": 9, "9": 7}}, "no pairing"),
         ({"complement_map": None}, "lacks 'complement_map'"),
+        # Another pairing than that of the file's own buffers.
+        ({"complement_map": {"7": 9, "9": 7, "8": 10, "10": 8}}, "config.json pairs the tokens as"),
     ):
         with pytest.raises(CheckpointError, match=problem):
             load_pretrained(write_checkpoint({**CONFIG, **change}, weights))

@@ -230,8 +230,10 @@ def test_what_does_not_fit_is_said(write_checkpoint: Callable[..., Path]) -> Non
         load_pretrained(write_checkpoint({**PORT, "max_seq_len": 80}, weights))
     with pytest.raises(CheckpointError, match="lacks 'd_inner'"):
         load_pretrained(write_checkpoint({k: v for k, v in PORT.items() if k != "d_inner"}, weights))
-    with pytest.raises(CheckpointError, match=r"of another shape.*instead of"):
+    with pytest.raises(CheckpointError, match=r"embedding is 16 wide, config\.json says 32"):
         load_pretrained(write_checkpoint({**PORT, "d_model": 32}, weights))
+    with pytest.raises(CheckpointError, match=r"of another shape.*instead of"):
+        load_pretrained(write_checkpoint({**PORT, "filter_order": 32}, weights))
     with pytest.raises(CheckpointError, match=r"without a place.*layers\.2"):
         load_pretrained(write_checkpoint({**PORT, "n_layer": 2}, weights))
     with pytest.raises(CheckpointError, match=r"missing: backbone\.blocks\.3"):

@@ -114,7 +114,8 @@ def test_original_file(
         ({"ssm_cfg": {"layer": "Mamba2"}}, "differ in kind"),
         ({"vocab_size": None}, "lacks 'vocab_size'"),
         ({"vocab_size": 40}, "16 rows"),
-        ({"d_model": 24}, "another shape"),
+        ({"d_model": 24}, "config.json says 24"),
+        ({"ssm_cfg": {"d_state": 24}}, "another shape"),
     ],
 )
 def test_other_networks_are_refused(write_checkpoint: Callable[..., Path], change: dict[str, Any], problem: str) -> None:

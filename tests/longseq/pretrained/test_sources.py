@@ -1,6 +1,7 @@
 """Where checkpoints come from: folders, files, runs, the hub; and files that are broken or cannot be trusted."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,64 @@ def test_weights_that_are_no_weights(write_checkpoint: Callable[..., Path], tmp_
         load_pretrained(tmp_path / "weights.txt")
 
 
+def test_quantised_weights_are_refused(write_checkpoint: Callable[..., Path]) -> None:
+    weights, name = mamba_weights(), "backbone.layers.0.mixer.in_proj.weight"
+    with pytest.raises(CheckpointError, match=rf"1 tensors are quantised \({name} is in float8_e4m3fn\)"):
+        load_pretrained(write_checkpoint(CONFIG, {**weights, name: weights[name].to(torch.float8_e4m3fn)}))
+    with pytest.raises(CheckpointError, match=rf"1 of whole numbers, as quantised networks have: {name} \(int8\)"):
+        load_pretrained(write_checkpoint(CONFIG, {**weights, name: (100 * weights[name]).to(torch.int8)}))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_what_git_leaves_without_lfs(write_checkpoint: Callable[..., Path], file: str) -> None:
+    folder = write_checkpoint(CONFIG, mamba_weights(), file)
+    (folder / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(CheckpointError, match=rf"{file} is a pointer of Git LFS.*git lfs pull"):
+        load_pretrained(folder)
+
+
+def test_a_pickle_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_bytes(pickle.dumps({"a": Evil(tmp_path / "created")}))
+    with pytest.raises(CheckpointError, match=r"a pickle that torch\.save did not write"):
+        load_pretrained(tmp_path / "x.pt")
+    assert not (tmp_path / "created").exists()
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_networks_saved_inside_a_wrapper(write_checkpoint: Callable[..., Path], wrapper: str) -> None:
+    weights, ids = mamba_weights(), torch.randint(8, (1, 9))
+    expected = load_pretrained(write_checkpoint(CONFIG, weights))[0](ids)
+    wrapped = {wrapper + name: tensor for name, tensor in weights.items()}
+    model, report = load_pretrained(write_checkpoint(CONFIG, wrapped, "weights.ckpt"))
+    assert torch.equal(model(ids), expected) and not report.unexpected
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": {}}, {"weight_map": {"a": 3}}, {"weight_map": ["a"]}])
+def test_an_index_that_names_no_files(write_checkpoint: Callable[..., Path], index: dict[str, Any]) -> None:
+    folder = write_checkpoint(CONFIG, mamba_weights(), "weights.pt")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"index\.json is not an index of shards"):
+        load_pretrained(folder)
+
+
+def test_small_files_as_other_programs_write_them(write_checkpoint: Callable[..., Path]) -> None:
+    folder = write_checkpoint(CONFIG, mamba_weights())
+    (folder / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8-sig")
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"content": "x", "id": None}], "model": {"vocab": []}}))
+    assert load_pretrained(folder)[1].format == "mamba"
+
+
+def test_one_pattern_of_what_may_be_missing_is_no_list_of_letters(write_checkpoint: Callable[..., Path]) -> None:
+    weights = mamba_weights()
+    del weights["backbone.layers.0.mixer.D"]
+    # As letters, the * in it would allow everything.
+    with pytest.raises(CheckpointError, match="1 missing"):
+        load_pretrained(write_checkpoint(CONFIG, weights), allow_missing="*.A_log")
+    assert set(load_pretrained(write_checkpoint(CONFIG, weights), allow_missing="*.D")[1].missing) == {
+        "backbone.blocks.0.mixer.D"
+    }
+
+
 def test_folders_that_are_no_checkpoints(write_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
     folder = write_checkpoint(CONFIG, mamba_weights())
     with pytest.raises(CheckpointError, match="unknown checkpoint format 'mambo'; known: caduceus"):
@@ -169,7 +228,12 @@ def test_folders_that_are_no_checkpoints(write_checkpoint: Callable[..., Path], 
     with pytest.raises(CheckpointError, match=r"several checkpoints \(one.safetensors, two.safetensors\)"):
         load_pretrained(folder)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="holds no weights"):
+    with pytest.raises(CheckpointError, match=r"holds no weights.*\.pth$"):
+        load_pretrained(tmp_path / "empty")
+    for fold in ("fold_1", "fold_2"):
+        (tmp_path / "empty" / fold / "model").mkdir(parents=True)
+        (tmp_path / "empty" / fold / "model" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"holds 2 runs: take one of them, such as .*fold_1"):
         load_pretrained(tmp_path / "empty")
     with pytest.raises(CheckpointError, match="does not exist here"):
         load_pretrained(tmp_path / "nowhere")
@@ -199,6 +263,12 @@ def test_a_checkpoint_of_another_architecture_is_refused(write_checkpoint: Calla
 def test_configs_of_the_wrong_kind(write_checkpoint: Callable[..., Path], change: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=r"checkpoint-0"):
         load_pretrained(write_checkpoint({**CONFIG, **change}, mamba_weights()))
+
+
+def test_a_width_that_is_not_the_files_is_found_before_anything_is_built(write_checkpoint: Callable[..., Path]) -> None:
+    # A network of this width would not fit into memory.
+    with pytest.raises(CheckpointError, match=r"embedding is 8 wide, config\.json says 100000000"):
+        load_pretrained(write_checkpoint({**CONFIG, "hidden_size": 10**8}, mamba_weights()))
 
 
 def test_a_failed_load_says_so_before_a_weight_is_copied(

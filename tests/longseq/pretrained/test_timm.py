@@ -55,3 +55,16 @@ def test_other_transformers_are_refused(write_checkpoint: Callable[..., Path]) -
         load_pretrained(write_checkpoint(CONFIG, weights))
     with pytest.raises(CheckpointError, match="pooled patches"):
         load_pretrained(write_checkpoint(CONFIG, theirs(global_pool="avg").state_dict()))
+    with pytest.raises(CheckpointError, match="global_pool='avg'"):
+        load_pretrained(write_checkpoint({**CONFIG, "global_pool": "avg"}, theirs().state_dict()))
+
+
+def test_a_file_alone_is_standardised_as_its_name_says(write_checkpoint: Callable[..., Path]) -> None:
+    name, network = "deit_tiny_patch16_224", theirs("deit_tiny_patch16_224", num_heads=1)
+    model, _ = load_pretrained(write_checkpoint(None, network.state_dict(), "deit.pth"), model=name)
+    known = timm.get_pretrained_cfg(name)
+    assert known is not None and known.mean != (0.5, 0.5, 0.5)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (known.mean, known.std))
+    image = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert (model(image) - network((image - mean) / std)).abs().max() <= 1e-4

@@ -1,5 +1,6 @@
 """Mamba, FalconMamba, Mamba-2 and Longformer as `transformers` saves them: the same logits, to 1e-4."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,25 @@ def test_fine_tuned_longformers_keep_their_heads(kind: str, tmp_path: Path) -> N
         answer = theirs(ids, global_attention_mask=first)
         expected = torch.stack([answer.start_logits, answer.end_logits], -1) if kind == "QuestionAnswering" else answer.logits
         assert largest_error(ours(ids), expected) <= TOLERANCE
+
+
+def test_an_untied_longformer_answers_with_its_decoders_bias(tmp_path: Path) -> None:
+    theirs = transformers.LongformerForMaskedLM(transformers.LongformerConfig(**LONGFORMER, tie_word_embeddings=False))
+    ours, report = load_pretrained(saved(theirs, tmp_path / "m"))
+    ids = torch.randint(3, 60, (2, 16))
+    first = torch.zeros_like(ids)
+    first[:, 0] = 1
+    with torch.no_grad():
+        assert largest_error(ours(ids), theirs(ids, global_attention_mask=first).logits) <= TOLERANCE
+    assert "lm_head.bias" in report.dropped and not report.tied
+
+
+def test_positions_grow_only_where_they_are_asked_to(tmp_path: Path) -> None:
+    folder = saved(transformers.LongformerForMaskedLM(transformers.LongformerConfig(**LONGFORMER)), tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 100}))
+    with pytest.raises(CheckpointError, match=r"position_embeddings\.weight \(66, 32\) instead of \(100, 32\)"):
+        load_pretrained(folder)
 
 
 @pytest.mark.parametrize("how", ["copy", "interpolate"])
