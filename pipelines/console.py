@@ -26,15 +26,20 @@ def start(
     parameters = sum(p.numel() for p in module.model.parameters())
     said = f"domain={cfg.domain} task={cfg.task.name} backbone={cfg.backbone.name} seed={cfg.seed}"
     out.print(f"[bold]longseq {verb}[/] {said}")
+    show_data(out, data)
+    devices = f"{trainer.world_size} x {device_name(trainer)}"
+    out.print(f"  model   {parameters:,} parameters; {devices}, {trainer.precision}", highlight=False)
+    out.print(f"  run     {folder}", highlight=False)
+
+
+def show_data(out: Console, data: DomainData) -> None:
+    """Prints every split in a line, and what was found on the way: rows left out, leaks, where a split comes from."""
     if data.counts.get("synthetic"):
         out.print(f"  data    [yellow]synthetic demo data[/]: {data.counts['synthetic']}")
     out.print(splits_table(data.summary()))
     for key, value in data.counts.items():
         if key != "synthetic":
             out.print(f"  note    {key}: {format_value(value)}", highlight=False)
-    devices = f"{trainer.world_size} x {device_name(trainer)}"
-    out.print(f"  model   {parameters:,} parameters; {devices}, {trainer.precision}", highlight=False)
-    out.print(f"  run     {folder}", highlight=False)
 
 
 def splits_table(summary: dict[str, dict[str, Any]]) -> Table:

@@ -59,6 +59,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         if predictions is not None:
             write_atomically(path.with_suffix(".csv"), predictions.to_csv(index=False))
         out = Console()
+        console.show_data(out, data)
         out.print(console.results_table(result, "test result", str(saved.task.monitor), str(saved.task.mode)))
         out.print(f"written  {path}", highlight=False)
     return result

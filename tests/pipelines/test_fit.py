@@ -196,7 +196,7 @@ def test_bad_files_get_an_answer(
 
 
 def test_evaluate_repeats_the_test_and_takes_other_files(
-    longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path
+    longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert longseq("fit", *tiny, f"data.train={dna_csv}", "run_dir=run", "report=false") == 0
     assert longseq("evaluate", "run=run", "trainer=cpu") == 0
@@ -204,6 +204,10 @@ def test_evaluate_repeats_the_test_and_takes_other_files(
     assert json.loads(first.read_text())["test"]["mcc"] == pytest.approx(metrics(tmp_path / "run")["test"]["mcc"], abs=1e-6)
     own, again = pd.read_csv(tmp_path / "run" / "predictions.csv"), pd.read_csv(first.with_suffix(".csv"))
     pd.testing.assert_frame_equal(again, own, atol=1e-5)
+    capsys.readouterr()
+    assert longseq("evaluate", "run=run", "trainer=cpu", f"data.test={dna_csv}") == 0
+    # What it was tested on is said as before training.
+    assert "leaks in test" in capsys.readouterr().out
     assert longseq("evaluate", "run=run", "trainer=cpu", "data.tset=x.csv") == 2
     assert longseq("evaluate", "run=nowhere") == 2
 
