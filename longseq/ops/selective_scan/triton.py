@@ -460,7 +460,7 @@ def _gradients(
     """As above, with one choice of kernel."""
     x_BLD, dt_BLD, _A, _B, _C, D_D, z_BLD, dt_bias_D, *_ = inputs
     lanes = choice.values == WALKED_STATES
-    run = _Launch(*inputs, dt_softplus, reverse, choice)
+    run = _Launch(*inputs, softplus=dt_softplus, reverse=reverse, choice=choice)
     dy = dy_BLD.contiguous()
     dx, ddt = (torch.empty(x_BLD.shape, dtype=v.dtype, device=v.device) for v in (x_BLD, dt_BLD))
     dz = x_BLD.new_empty(0) if z_BLD is None else torch.empty(x_BLD.shape, dtype=z_BLD.dtype, device=x_BLD.device)

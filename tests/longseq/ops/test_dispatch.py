@@ -165,7 +165,9 @@ def test_the_check_knows_nothing_of_its_caller(toy: Callable[..., Operator]) -> 
 
     x = torch.randn(4, requires_grad=True)
     with torch.autocast("cpu"):
-        checkpoint(run, x, use_reentrant=False).sum().backward()
+        y = checkpoint(run, x, use_reentrant=False)
+    assert y is not None
+    y.sum().backward()
     assert x.grad is not None
     assert seen == [(True, False, torch.float32)]
     dispatch._checked.clear()
