@@ -369,7 +369,7 @@ def test_bad_checkpoints_are_answered_and_leave_no_run(
         (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != key}))
         assert key in answer(folder)
     (folder / "config.json").write_text(json.dumps({**config, "d_model": 32}))
-    assert "does not fit" in answer(folder)
+    assert "16 wide, config.json says 32" in answer(folder)
     (folder / "config.json").write_text(json.dumps({**config, "n_layer": 4}))
     assert "missing" in answer(folder)
     (folder / "config.json").write_text(json.dumps(config))

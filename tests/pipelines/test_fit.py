@@ -26,7 +26,9 @@ def metrics(folder: Path) -> dict[str, Any]:
 def start(*args: Any) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "longseq.pipelines.cli", *[str(arg) for arg in args]]
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    # A shell's background job, tests included, ignores Ctrl-C, and so would what it starts.
+    return subprocess.Popen(command, **pipes, env=env, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
