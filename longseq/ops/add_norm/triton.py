@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from longseq.ops.add_norm.chunked import add_norm_chunked
 from longseq.ops.add_norm.triton_kernels import add_norm_backward, add_norm_forward
+from longseq.ops.self_check import worst
 from longseq.ops.tracing import runs_eagerly
 from longseq.ops.triton_launch import on_device, prepare
 
@@ -93,7 +94,7 @@ def self_check() -> float:
             y, total = run(x, weight, bias, residual=residual, gate=gate, kind="layer", n_groups=2)
             results.append([y, total, *torch.autograd.grad(y.pow(3).sum() + total.square().sum(), leaves)])
     errors = [((ours - expected).norm() / expected.norm()).item() for ours, expected in zip(*results, strict=True)]
-    return max(errors, key=lambda error: float("inf") if error != error else error)
+    return worst(errors)
 
 
 def _plan(x: Tensor, width: int) -> _Plan:

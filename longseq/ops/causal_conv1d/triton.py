@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from longseq.ops.causal_conv1d.chunked import causal_conv1d_chunked, number_runs
 from longseq.ops.causal_conv1d.triton_kernels import conv_backward, conv_forward
+from longseq.ops.self_check import worst
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -94,7 +95,7 @@ def self_check() -> float:
             y, state = run(*leaves, activation="silu")
             results.append([y, state, *torch.autograd.grad(y.square().sum() + state.sum(), leaves)])
     errors = [((ours - expected).norm() / expected.norm()).item() for ours, expected in zip(*results, strict=True)]
-    return max(errors, key=lambda error: float("inf") if error != error else error)
+    return worst(errors)
 
 
 def _last_inputs(

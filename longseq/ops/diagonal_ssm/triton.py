@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from longseq.ops.diagonal_ssm.triton_model import Model
 from longseq.ops.diagonal_ssm.triton_plan import Plan, padded_modes
+from longseq.ops.self_check import worst
 from longseq.ops.tracing import runs_eagerly
 from longseq.ops.triton_launch import compile_ahead, on_device
 
@@ -80,8 +81,7 @@ def self_check() -> float:
         results.append([y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))])
     pairs = zip(*results, strict=True)
     errors = [float((found - expected).norm() / expected.norm().clamp(min=1e-6)) for found, expected in pairs]
-    # NaN is no maximum to Python.
-    return max(errors, key=lambda error: float("inf") if error != error else error)
+    return worst(errors)
 
 
 def _run_both(given: list[Tensor], dy_BLD: Tensor) -> None:

@@ -28,6 +28,7 @@ from longseq.ops.fft_conv.triton_kernels import (
     untwist_taps,
 )
 from longseq.ops.fft_conv.triton_short import convolve_short, correlate_short, make_tables, transform_taps
+from longseq.ops.self_check import worst
 from longseq.ops.tracing import runs_eagerly
 from longseq.ops.triton_launch import Launch, compile_ahead, on_device, prepare
 
@@ -76,8 +77,7 @@ def self_check() -> float:
     cases = [_check_case(length, device) for length in (64, SHORT["last"], *long)]
     compile_ahead(lambda: [_run_both(*case) for case in cases])
     errors = [_check_error(fft_conv_chunked, *case) for case in cases]
-    # NaN is no maximum to Python.
-    return max(errors, key=lambda error: float("inf") if error != error else error)
+    return worst(errors)
 
 
 def _check_case(length: int, device: torch.device) -> tuple[list[Tensor], Tensor]:
@@ -97,7 +97,7 @@ def _check_error(exact: Callable[..., Tensor], given: list[Tensor], dy: Tensor) 
         y = run(*inputs)
         results.append([y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))])
     errors = [float((a - b).norm() / b.norm().clamp(min=1e-6)) for a, b in zip(*results, strict=True)]
-    return max(errors, key=lambda error: float("inf") if error != error else error)
+    return worst(errors)
 
 
 def _run_both(given: list[Tensor], dy_BLD: Tensor) -> None:

@@ -83,7 +83,7 @@ def cdiv(total: int, block: int) -> int:
 # how many times the positions it may have at most (it is a power of two, cuFFT's is not). "last" below "first" is off. Up to
 # "fused" batch rows each transforms the taps' rows by itself.
 LONG = {"first": 14, "last": 20, "waste": 1.5, "fused": 1}
-# Families that it compiles for: on 10 Triton 3.6 gives up on the two maxima of `triton_short.scale`.
+# Families that it was measured on.
 LONG_FAMILIES = {9}
 # Positions of a row, a power of two, by the bits of the transform; the columns have the rest, 16 to 128.
 LONG_ROWS = {14: 1024, 15: 2048, 16: 4096, 17: 4096, 18: 4096, 19: 8192, 20: 8192}
@@ -129,10 +129,6 @@ def long_factors(needed: int, dtype: torch.dtype, device: torch.device) -> tuple
         return None
     row_bits = LONG_ROWS[bits].bit_length() - 1
     return n >> row_bits, 1 << (row_bits + 1) // 2, 1 << row_bits // 2
-
-
-def long_tile(n1: int) -> LongTile:
-    return LONG_TILES[n1]
 
 
 def long_group(batch: int, width: int, n: int, channels: int) -> int:

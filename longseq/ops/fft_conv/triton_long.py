@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from longseq.ops.fft_conv.triton_choices import LONG, LONG_REGISTERS, cdiv, long_group, long_tile, long_warps
+from longseq.ops.fft_conv.triton_choices import LONG, LONG_REGISTERS, LONG_TILES, cdiv, long_group, long_warps
 from longseq.ops.fft_conv.triton_long_columns import columns_gradients, columns_in, columns_out, columns_out_taps
 from longseq.ops.fft_conv.triton_long_rows import convolve_rows, correlate_rows, make_long_tables, transform_taps_rows
 from longseq.ops.triton_launch import prepare
@@ -30,7 +30,7 @@ class LongPlan:
         self.taps, self.device, self.factors = taps, u_BLD.device, factors
         n1, na, nb = factors
         self.n, self.sides, self.rows = n1 * na * nb, (n1, na * nb), factors[1:]
-        self.tile = long_tile(n1)
+        self.tile = LONG_TILES[n1]
         self.group = long_group(self.batch, self.width, self.n, self.tile.channels)
         # Of few batch rows each transforms the taps' rows again, which is less than to write and read them once more.
         self.fused = self.batch <= LONG["fused"]

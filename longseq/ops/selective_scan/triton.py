@@ -32,6 +32,7 @@ from longseq.ops.selective_scan.triton_choices import (
 from longseq.ops.selective_scan.triton_gradients import scan_gradients
 from longseq.ops.selective_scan.triton_kernels import combine_stretches, scan_forward
 from longseq.ops.selective_scan.triton_steps import scan_steps, walk_states
+from longseq.ops.self_check import recurrence_error
 from longseq.ops.triton_launch import compile_ahead, launch
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -97,24 +98,14 @@ def self_check() -> float:
     """
     generator = torch.Generator().manual_seed(0)
     device = "cpu" if _INTERPRETED else "cuda"
-    cases, errors = [], []
+    cases = []
     for length in (40, 600):
         shapes = ((1, length, 64), (1, length, 64), (64, 16), (1, length, 16), (1, length, 16), (64,), (1, length, 64), (64,))
         values = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
         values[2] = -values[2].abs()
         cases.append([v.bfloat16() if v.dim() == 3 else v for v in values])
     compile_ahead(lambda: [_run_both(*values) for values in cases])
-    for values in cases:
-        results = []
-        dy = torch.randn(values[0].shape, generator=generator).to(values[0])
-        with torch.enable_grad():
-            for run in (selective_scan_triton, selective_scan_chunked):
-                leaves = [(v if run is selective_scan_triton else v.float()).clone().requires_grad_() for v in values]
-                y, state = run(*leaves, dt_softplus=True)
-                results.append([y, state, *torch.autograd.grad([y, state.sum()], leaves, [dy.to(y.dtype), None])])
-        pairs = zip(*results, strict=True)
-        errors += [((ours.float() - expected).norm() / expected.norm()).item() for ours, expected in pairs]
-    return max(errors, key=lambda error: float("inf") if error != error else error)
+    return recurrence_error(selective_scan_triton, selective_scan_chunked, cases, generator)
 
 
 def _run_both(*values: Tensor) -> None:

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from longseq.ops.chunks import segment_starts
+from longseq.ops.self_check import recurrence_error
 from longseq.ops.ssd.chunked import ssd_chunked
 from longseq.ops.ssd.triton_backward import ssd_input_gradients, ssd_map_gradients
 from longseq.ops.ssd.triton_choices import MAX_STATE_ELEMENTS, MAX_STATES, MAX_WIDTH, Choice, block_of, choose
@@ -81,24 +82,14 @@ def self_check() -> float:
     """
     generator = torch.Generator().manual_seed(0)
     device = "cpu" if _INTERPRETED else "cuda"
-    cases, errors = [], []
+    cases = []
     for length in (70, 1100):
         shapes = ((1, length, 32, 64), (1, length, 32), (32,), (1, length, 1, 128), (1, length, 1, 128), (32,), (32,))
         values = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
         values[2] = -values[2].abs()
         cases.append([v.bfloat16() if v.dim() > 1 else v for v in values])
     compile_ahead(lambda: [_run_both(*values) for values in cases])
-    for values in cases:
-        results = []
-        dy = torch.randn(values[0].shape, generator=generator).to(values[0])
-        with torch.enable_grad():
-            for run in (ssd_triton, ssd_chunked):
-                leaves = [(v if run is ssd_triton else v.float()).clone().requires_grad_() for v in values]
-                y, state = run(*leaves, dt_softplus=True)
-                results.append([y, state, *torch.autograd.grad([y, state.sum()], leaves, [dy.to(y.dtype), None])])
-        pairs = zip(*results, strict=True)
-        errors += [((ours.float() - expected).norm() / expected.norm()).item() for ours, expected in pairs]
-    return max(errors, key=lambda error: float("inf") if error != error else error)
+    return recurrence_error(ssd_triton, ssd_chunked, cases, generator)
 
 
 def _run_both(*values: Tensor) -> None:
