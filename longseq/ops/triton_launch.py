@@ -68,7 +68,7 @@ class Launch:
 
     def _through_triton(self, tensors: tuple[Tensor, ...], pointers: list[int]) -> None:
         if _ahead.kernels is not None:
-            launch(self.kernel, self.grid, *tensors, *self._rest, **self._options)
+            _ahead.kernels.append(self.kernel.run(*tensors, *self._rest, grid=self.grid, warmup=True, **self._options))
             return
         compiled = self.kernel[self.grid](*tensors, *self._rest, **self._options)
         # The interpreter compiles nothing.
@@ -77,14 +77,6 @@ class Launch:
         # No metadata and no hooks.
         after = (compiled.function, compiled.packed_metadata, None, None, None)
         self._ready[_kinds(tensors)] = compiled.run, (*self.grid, 1, 1)[:3], after
-
-
-def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Launches a kernel through Triton; within `compile_ahead` has it compiled instead."""
-    if _ahead.kernels is not None:
-        _ahead.kernels.append(kernel.run(*arguments, grid=grid, warmup=True, **options))
-    else:
-        kernel[grid](*arguments, **options)
 
 
 def _kinds(tensors: tuple[Tensor, ...]) -> tuple[Any, ...]:
@@ -97,7 +89,7 @@ def _has_hook() -> bool:
     return bool(runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls)
 
 
-@functools.lru_cache(2048)
+@functools.lru_cache(4096)
 def prepare(
     kernel: Any,
     grid: tuple[int, ...],
@@ -109,6 +101,21 @@ def prepare(
 ) -> Launch:
     """The `Launch` with these arguments, made once."""
     return Launch(kernel, grid, numbers, constants, warps, stages, registers)
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    tensors: Sequence[Tensor],
+    numbers: Sequence[float] = (),
+    warps: int = 4,
+    registers: int | None = None,
+    **constants: Any,
+) -> None:
+    """Launches a kernel; its constants, which stand last in its signature, are given by name and in any order."""
+    names = kernel.arg_names[len(tensors) + len(numbers) :]
+    ordered = tuple([constants[name] for name in names])
+    prepare(kernel, grid, tuple(numbers), ordered, warps, registers=registers)(*tensors)
 
 
 class _Ahead(threading.local):

@@ -1,16 +1,17 @@
 """The causal depthwise convolution as two custom operators that launch Triton kernels, forward and backward."""
 
-import contextlib
 import os
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from longseq.ops.causal_conv1d.chunked import causal_conv1d_chunked, number_runs
 from longseq.ops.causal_conv1d.triton_kernels import conv_backward, conv_forward
+from longseq.ops.eager import without_dispatcher
 from longseq.ops.self_check import worst
+from longseq.ops.tracing import runs_eagerly
+from longseq.ops.triton_launch import launch, on_device
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -77,9 +78,7 @@ def causal_conv1d_triton(
         runs_BL = number_runs(segment_ids_BL.flip(1) if reverse else segment_ids_BL, scanned).int()
         runs_BL = runs_BL.flip(1) if reverse else runs_BL
     arguments = (x_BLD, weight_DK, bias_D, initial_state_BKD, mask_BL, runs_BL, first_B, activation == "silu", reverse)
-    # A custom operator costs about as much time on the CPU as the kernels take on a GPU; only graphs need it.
-    plain = not torch.compiler.is_compiling() and type(x_BLD) in (Tensor, torch.nn.Parameter)
-    y_BLD = _Convolution.apply(*arguments) if plain else _conv(*arguments)
+    y_BLD = (_eager if runs_eagerly(x_BLD) else _conv)(*arguments)
     return y_BLD, _last_inputs(x_BLD, weight_DK.shape[1] - 1, initial_state_BKD, mask_BL, runs_BL, first_B, reverse)
 
 
@@ -137,10 +136,6 @@ def _last_inputs(
     values = torch.where((mask_BL.gather(1, at_BK) & keep_BK).unsqueeze(-1), values, 0.0)
     initial = init.gather(1, held_BK.clamp(0, max(history - 1, 0)).unsqueeze(-1).expand(-1, -1, width))
     return torch.where(from_x.unsqueeze(-1), values, torch.where(keep_BK.unsqueeze(-1), initial, 0.0))
-
-
-def _guard(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def _choice(x: Tensor) -> Choice:
@@ -202,8 +197,8 @@ def _convolve(
     flags = _flags(bias_D, init_BKD, mask_BL, runs_BL, taps, silu, reverse)
     tensors = _inputs(x, weight_DK, bias_D, init_BKD, mask_BL, runs_BL, first_B)
     sizes = (length, width, x.stride(0) // max(x.stride(1), 1), x.stride(1))
-    with _guard(x):
-        conv_forward[grid](*tensors, y_BLD, *sizes, **flags, BLOCK_D=choice.block, T=choice.steps, num_warps=choice.warps)  # type: ignore[index]
+    with on_device(x):
+        launch(conv_forward, grid, (*tensors, y_BLD), sizes, choice.warps, BLOCK_D=choice.block, T=choice.steps, **flags)
     return y_BLD
 
 
@@ -235,11 +230,11 @@ def _convolve_backward(
     dweight = torch.empty(batch, grid[0], width, taps, dtype=torch.float32, device=x.device)
     dbias = torch.empty(batch, grid[0], width, dtype=torch.float32, device=x.device)
     flags = _flags(bias_D, init_BKD, mask_BL, runs_BL, taps, silu, reverse)
-    flags |= {"BLOCK_D": choice.back_block, "U": choice.unroll, "num_warps": choice.back_warps}
-    tensors = _inputs(x, weight_DK, bias_D, init_BKD, mask_BL, runs_BL, first_B)
+    flags |= {"BLOCK_D": choice.back_block, "U": choice.unroll}
+    tensors = (dy, *_inputs(x, weight_DK, bias_D, init_BKD, mask_BL, runs_BL, first_B), dx, dweight, dbias)
     sizes = (length, width, choice.stretch, x.stride(0) // max(x.stride(1), 1), x.stride(1))
-    with _guard(x):
-        conv_backward[grid](dy, *tensors, dx, dweight, dbias, *sizes, **flags)  # type: ignore[index]
+    with on_device(x):
+        launch(conv_backward, grid, tensors, sizes, choice.back_warps, **flags)
     return dx, dweight.sum((0, 1)), x.new_empty(0) if bias_D is None else dbias.sum((0, 1))
 
 
@@ -294,12 +289,12 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx, dy_BLD: Tensor, gradients: Any = _conv_backward):  # type: ignore[no-untyped-def]
+def _backward(ctx, dy_BLD: Tensor):  # type: ignore[no-untyped-def]
     # Read once: where activations are made again, checkpointing hands them out a single time.
     saved = ctx.saved_tensors
     _x, weight, bias, init, *_ = saved
     arguments: list[Any] = [dy_BLD, *saved, ctx.silu, ctx.reverse]
-    dx, dweight, dbias = gradients(*arguments)
+    dx, dweight, dbias = (_convolve_backward if runs_eagerly(saved[0]) else _conv_backward)(*arguments)
     dinit = None
     if init is not None and ctx.needs_input_grad[3]:
         dinit = torch.zeros_like(init)
@@ -311,15 +306,5 @@ def _backward(ctx, dy_BLD: Tensor, gradients: Any = _conv_backward):  # type: ig
 _conv.register_autograd(_backward, setup_context=_setup_context)
 
 
-class _Convolution(torch.autograd.Function):
-    """The same without the dispatcher, where nothing is traced."""
-
-    @staticmethod
-    def forward(ctx, *arguments: Any) -> Tensor:  # type: ignore[no-untyped-def]
-        _setup_context(ctx, arguments, None)
-        return _convolve(*arguments)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy_BLD: Tensor):  # type: ignore[no-untyped-def, override]
-        return _backward(ctx, dy_BLD, _convolve_backward)
+# The same without torch's dispatcher.
+_eager = without_dispatcher(_convolve, _setup_context, _backward)

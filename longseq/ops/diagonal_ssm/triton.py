@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from longseq.ops.diagonal_ssm.triton_model import Model
 from longseq.ops.diagonal_ssm.triton_plan import Plan, padded_modes
+from longseq.ops.eager import without_dispatcher
 from longseq.ops.self_check import worst
 from longseq.ops.tracing import runs_eagerly
 from longseq.ops.triton_launch import compile_ahead, on_device
@@ -41,7 +41,7 @@ def diagonal_ssm_triton(
     if not runs_eagerly(x_BLD):
         return torch.ops.longseq.diagonal_ssm(*inputs, *options)[:2]
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        return _Eager.apply(*inputs, *options)[:2]
+        return _eager(*inputs, *options)[:2]
     return _run_forward(*inputs, *options)[:2]
 
 
@@ -212,16 +212,5 @@ def _differentiate(ctx: Any, dy_BLD: Tensor | None, dstate_BDN2: Tensor | None, 
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-class _Eager(torch.autograd.Function):
-    """The same without torch's dispatcher."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        output = _run_forward(*inputs)
-        _save(ctx, inputs, output)
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _differentiate(ctx, *cotangents)
+# The same without torch's dispatcher.
+_eager = without_dispatcher(_run_forward, _save, _differentiate)

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from longseq.ops.eager import without_dispatcher
 from longseq.ops.fft_conv import triton_long as long_form
 from longseq.ops.fft_conv.chunked import fast_length
 from longseq.ops.fft_conv.triton_choices import (
@@ -53,7 +53,7 @@ def fft_conv_triton(
     if not runs_eagerly(u_BLD):
         return torch.ops.longseq.fft_conv_gpu(*inputs, save)[0]
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        return _Eager.apply(*inputs, save)[0]
+        return _eager(*inputs, save)[0]
     return _run_forward(*inputs, save)[0]
 
 
@@ -401,16 +401,5 @@ def _differentiate(ctx: Any, dy_BLD: Tensor, *_: Any) -> tuple[Tensor | None, ..
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-class _Eager(torch.autograd.Function):
-    """The same without torch's dispatcher."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        output = _run_forward(*inputs)
-        _save(ctx, inputs, output)
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        return _differentiate(ctx, *cotangents)
+# The same without torch's dispatcher.
+_eager = without_dispatcher(_run_forward, _save, _differentiate)

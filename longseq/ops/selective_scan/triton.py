@@ -4,9 +4,9 @@ Neither pass allocates anything of size B L D N: the forward pass keeps one stat
 the others again. Sums over channels and over stretches of time are taken in a fixed order, so gradients are deterministic.
 """
 
-import contextlib
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from longseq.ops.chunks import segment_starts
+from longseq.ops.eager import without_dispatcher
 from longseq.ops.selective_scan.chunked import selective_scan_chunked
 from longseq.ops.selective_scan.triton_backward import scan_backward
 from longseq.ops.selective_scan.triton_choices import (
@@ -27,13 +28,15 @@ from longseq.ops.selective_scan.triton_choices import (
     WALKED_STATES,
     Choice,
     choose,
+    choose_backward,
     padded_states,
 )
 from longseq.ops.selective_scan.triton_gradients import scan_gradients
 from longseq.ops.selective_scan.triton_kernels import combine_stretches, scan_forward
 from longseq.ops.selective_scan.triton_steps import scan_steps, walk_states
 from longseq.ops.self_check import recurrence_error
-from longseq.ops.triton_launch import compile_ahead, launch
+from longseq.ops.tracing import runs_eagerly
+from longseq.ops.triton_launch import compile_ahead, launch, on_device
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -87,8 +90,8 @@ def selective_scan_triton(
     """
     values = (x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, initial_state_BDN)
     save = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in values)
-    y_BLD, state_BDN, _ = _scan(*values, mask_BL, segment_ids_BL, dt_softplus, reverse, save)
-    return y_BLD, state_BDN
+    run = _scan if not runs_eagerly(x_BLD) else _eager if save else _run_forward
+    return run(*values, mask_BL, segment_ids_BL, dt_softplus, reverse, save)[:2]
 
 
 def self_check() -> float:
@@ -110,17 +113,21 @@ def self_check() -> float:
 
 def _run_both(*values: Tensor) -> None:
     """The launches of forward and backward."""
-    y_BLD, state_BDN, kept = _scan(*values, None, None, None, True, False, True)
-    _scan_backward(y_BLD, state_BDN, *values, None, None, kept, True, False)
-
-
-def _guard(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+    y_BLD, state_BDN, kept = _run_forward(*values, None, None, None, True, False, True)
+    _run_backward(y_BLD, state_BDN, *values, None, None, kept, True, False)
 
 
 def _choices(x_BLD: Tensor, n_states: int) -> tuple[Choice, Choice]:
-    batch, length, width = x_BLD.shape
-    return choose(torch.cuda.get_device_capability(x_BLD.device)[0] if x_BLD.is_cuda else 0, batch, length, width, n_states)
+    return choose(_capability(x_BLD), *x_BLD.shape, n_states, x_BLD.dtype == torch.bfloat16)
+
+
+def _capability(x: Tensor) -> int:
+    return torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 0
+
+
+def _backward_choice(x_BLD: Tensor, n_states: int) -> Choice:
+    """The second of `_choices`: all that the shape of what is kept depends on."""
+    return choose_backward(_capability(x_BLD), x_BLD.numel(), n_states, x_BLD.dtype == torch.bfloat16)
 
 
 def _kept_dtype(x_dtype: torch.dtype) -> torch.dtype:
@@ -205,7 +212,7 @@ class _Launch:
         self.resets = None if segments is None else _resets(segments, mask, reverse)
         self.skip = None if D is None else D.contiguous()
         self.bias = None if bias is None else bias.contiguous()
-        self.n_kept = -(-self.length // KEEP)
+        self.n_kept = -(-self.length // choice.keep)
         self.block = choice.block_width(self.padded)
         self.stretches = choice.stretches(self.batch, self.length, self.width, self.padded)
         self.walk_block = 32 * WALK_WARPS * choice.walk_pair
@@ -220,7 +227,7 @@ class _Launch:
             self.sizes += _strides(v)
         self.flags: dict[str, Any] = {
             "SIGN": -1 if reverse else 1,
-            "KEEP": KEEP,
+            "KEEP": choice.keep,
             "TOUCH": choice.touch,
             "SOFTPLUS": softplus,
             "HAS_SKIP": D is not None,
@@ -232,10 +239,11 @@ class _Launch:
             "N": self.padded,
             "T": choice.steps,
             "LOG_T": choice.steps.bit_length() - 1,
-            "num_warps": choice.warps,
         }
-        if choice.registers:
-            self.flags["maxnreg"] = choice.registers
+
+    def launch(self, kernel: Any, tensors: Sequence[Tensor], sizes: Sequence[int], **constants: Any) -> None:
+        """One of the kernels that walk a stretch in a program."""
+        launch(kernel, self.grid, tensors, sizes, self.choice.warps, self.choice.registers or None, **constants)
 
     def inputs(self) -> list[Tensor]:
         """Up to the resets; in place of what was left out, something that is not read."""
@@ -257,10 +265,10 @@ class _Launch:
 
     def step_flags(self, v: Tensor) -> dict[str, Any]:
         """Constants of the kernels that walk step by step; `v` is what they read besides the step sizes and the gate."""
-        names = ("SOFTPLUS", "SIGN", "KEEP", "HAS_GATE", "HAS_BIAS", "HAS_MASK", "HAS_RESET", "N")
+        names = ("SOFTPLUS", "SIGN", "HAS_GATE", "HAS_BIAS", "HAS_MASK", "HAS_RESET", "N")
         strides = zip(("X_ROW", "DT_ROW", "Z_ROW"), (v, self.dt, v if self.z is None else self.z), strict=True)
         flags = {name: self.flags[name] for name in names} | {name: tensor.stride(1) for name, tensor in strides}
-        return {**flags, "D": self.width}
+        return {**flags, "KEEP": self.choice.keep, "D": self.width}
 
     def step_sizes(self, v: Tensor) -> list[int]:
         """Numbers of rows in the maps and between the rows of a batch, for the same kernels."""
@@ -279,9 +287,9 @@ class _Launch:
         tensors = (v, self.dt, z, self.A, self.maps[1 if backward else 0], bias, mask, resets, made, totals)
         sizes = [self.length, part, count, unused, *self.step_sizes(v)]
         flags = self.step_flags(v) | {"HAS_GATE": backward and self.z is not None, "BACKWARD": backward, "UNROLL": UNROLL}
-        flags |= {"PAIR": self.choice.walk_pair, "BLOCK_D": self.walk_block, "num_warps": WALK_WARPS}
+        flags |= {"PAIR": self.choice.walk_pair, "BLOCK_D": self.walk_block, "KEEP": KEEP}
         grid = (-(-self.width // self.walk_block), count - 1, self.batch)
-        launch(walk_states, grid, *tensors, *sizes, **flags)
+        launch(walk_states, grid, tensors, sizes, WALK_WARPS, **flags)
         entering = self.combine(start, made, totals, backward)
         if self.parts == 1:
             return entering
@@ -295,7 +303,7 @@ class _Launch:
         entering, size = torch.empty_like(made), self.width * self.padded
         grid = (-(-size // _COMBINE_BLOCK), self.batch)
         tensors = (start, made, totals, entering)
-        launch(combine_stretches, grid, *tensors, made.shape[1], size, BLOCK=_COMBINE_BLOCK, BACKWARD=backward, num_warps=4)
+        launch(combine_stretches, grid, tensors, (made.shape[1], size), BLOCK=_COMBINE_BLOCK, BACKWARD=backward)
         return entering
 
     def without_padding(self, v_BDN: Tensor) -> Tensor:
@@ -303,8 +311,7 @@ class _Launch:
         return v_BDN if self.padded == self.n_states else v_BDN[..., : self.n_states].contiguous()
 
 
-@torch.library.custom_op("longseq::selective_scan_triton", mutates_args=())
-def _scan(
+def _run_forward(
     x_BLD: Tensor,
     dt_BLD: Tensor,
     A_DN: Tensor,
@@ -320,10 +327,11 @@ def _scan(
     reverse: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs, the last state, and the state before every KEEP-th step (B, L / KEEP, D, N padded), empty without `save`."""
+    """Outputs, the last state, and the state before each tile of steps (B, tiles, D, N padded), empty without `save`."""
     inputs = (x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, mask_BL, segment_ids_BL)
-    with _guard(x_BLD):
-        run = _Launch(*inputs, dt_softplus, reverse, _choices(x_BLD, A_DN.shape[1])[0])
+    with on_device(x_BLD):
+        forward, backward = _choices(x_BLD, A_DN.shape[1])
+        run = _Launch(*inputs, dt_softplus, reverse, forward._replace(keep=backward.keep))
         y_BLD = torch.empty(x_BLD.shape, dtype=x_BLD.dtype, device=x_BLD.device)
         shape = (run.batch, run.n_kept, run.width, run.padded) if save else (0,)
         kept = run.A.new_empty(shape, dtype=_kept_dtype(x_BLD.dtype))
@@ -334,37 +342,33 @@ def _scan(
         elif run.stretches > 1:
             totals, zeros = run.new_states(), run.new_states().zero_()
             buffers = (zeros, y_BLD, last, totals, kept)
-            launch(
-                scan_forward, run.grid, *run.inputs(), *buffers, *run.sizes, **run.flags, SAVE=False, OUTPUTS=False, TOTALS=True
-            )
+            run.launch(scan_forward, (*run.inputs(), *buffers), run.sizes, **run.flags, SAVE=False, OUTPUTS=False, TOTALS=True)
             start = run.combine(h0, last, totals, backward=False)
         if run.choice.holds(run.padded):
             buffers = (start, y_BLD, last, kept)
             sizes = [run.length, run.stretch, run.n_kept, *run.step_sizes(run.x)]
             flags = run.step_flags(run.x) | {"HAS_SKIP": D_D is not None, "BLOCK_D": run.block, "SAVE": save, "UNROLL": UNROLL}
             flags |= {"PAIR": run.choice.pair, "KEEP_WIDTH": min(run.padded, 16 // kept.element_size())}
-            flags["num_warps"] = run.choice.warps
-            if run.choice.registers:
-                flags["maxnreg"] = run.choice.registers
-            launch(scan_steps, run.grid, *run.inputs(), *buffers, *sizes, **flags)
+            run.launch(scan_steps, (*run.inputs(), *buffers), sizes, **flags)
         else:
             buffers = (start, y_BLD, last, last, kept)
-            launch(
-                scan_forward, run.grid, *run.inputs(), *buffers, *run.sizes, **run.flags, SAVE=save, OUTPUTS=True, TOTALS=False
-            )
+            run.launch(scan_forward, (*run.inputs(), *buffers), run.sizes, **run.flags, SAVE=save, OUTPUTS=True, TOTALS=False)
         return y_BLD, run.without_padding(last[:, -1].contiguous()), kept
+
+
+_scan = torch.library.custom_op("longseq::selective_scan_triton", mutates_args=())(_run_forward)
 
 
 @_scan.register_fake
 def _(x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, h0, mask_BL, segments, dt_softplus, reverse, save):  # type: ignore[no-untyped-def]
     batch, length, width = x_BLD.shape
-    shape = (batch, (length + KEEP - 1) // KEEP, width, padded_states(A_DN.shape[1])) if save else (0,)
+    keep = _backward_choice(x_BLD, A_DN.shape[1]).keep
+    shape = (batch, (length + keep - 1) // keep, width, padded_states(A_DN.shape[1])) if save else (0,)
     state = x_BLD.new_empty(batch, width, A_DN.shape[1], dtype=torch.float32)
     return x_BLD.new_empty(x_BLD.shape), state, x_BLD.new_empty(shape, dtype=_kept_dtype(x_BLD.dtype))
 
 
-@torch.library.custom_op("longseq::selective_scan_triton_backward", mutates_args=())
-def _scan_backward(
+def _run_backward(
     dy_BLD: Tensor,
     dstate_BDN: Tensor,
     x_BLD: Tensor,
@@ -384,11 +388,16 @@ def _scan_backward(
     """Gradients of x, dt, A, B, C, D, z, dt_bias and the initial state; empty for those left out."""
     inputs = (x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, mask_BL, segment_ids_BL)
     options = (kept, dt_softplus, reverse)
-    with _guard(x_BLD):
+    with on_device(x_BLD):
         choice = _choices(x_BLD, A_DN.shape[1])[1]
         if choice.values == WALKED_STATES and not _lanes_agree(choice, inputs, *options):
-            choice = BACKWARD_TILES
+            choice = _tiles_for(choice)
         return _gradients(choice, dy_BLD, dstate_BDN, inputs, *options)
+
+
+def _tiles_for(choice: Choice) -> Choice:
+    """The kernel of tiles that begins at the states which were kept for another."""
+    return BACKWARD_TILES._replace(steps=choice.keep, keep=choice.keep)
 
 
 # By width, strides and flags, which its code is compiled for: whether the kernel of lanes gives what that of tiles does.
@@ -399,8 +408,6 @@ def _lanes_agree(choice: Choice, inputs: tuple[Tensor | None, ...], kept: Tensor
     """Whether a lane may have a channel: on first use gradients of the first few steps are compared with those by tiles."""
     x, dt, A, B, C, D, z, bias, mask, segments = inputs
     assert x is not None and dt is not None and A is not None and B is not None and C is not None
-    if x.dtype != torch.bfloat16 or A.shape[1] > WALKED_STATES:
-        return False
     strides = (x.stride(1), dt.stride(1), None if z is None else z.stride(1))
     has = tuple(v is None for v in (D, bias, mask, segments))
     key = (x.device, A.shape, *strides, *has, dt_softplus, reverse, choice)
@@ -408,7 +415,7 @@ def _lanes_agree(choice: Choice, inputs: tuple[Tensor | None, ...], kept: Tensor
         return _agreed[key]
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
-    steps = min(3 * KEEP, x.shape[1])
+    steps = min(3 * choice.keep, x.shape[1])
 
     def first(v: Tensor | None) -> Tensor | None:
         return None if v is None else v[:1, -steps:] if reverse else v[:1, :steps]
@@ -419,8 +426,8 @@ def _lanes_agree(choice: Choice, inputs: tuple[Tensor | None, ...], kept: Tensor
     generator = torch.Generator().manual_seed(0)
     dy = torch.randn(1, steps, x.shape[2], generator=generator).to(x)
     dstate = torch.randn(1, *A.shape, generator=generator).to(x.device)
-    begin = kept[:1, : -(-steps // KEEP)].contiguous()
-    found, expected = (_gradients(c, dy, dstate, some, begin, dt_softplus, reverse) for c in (choice, BACKWARD_TILES))
+    begin = kept[:1, : -(-steps // choice.keep)].contiguous()
+    found, expected = (_gradients(c, dy, dstate, some, begin, dt_softplus, reverse) for c in (choice, _tiles_for(choice)))
     pairs = [(a.float(), b.float()) for a, b in zip(found, expected, strict=True) if b.numel()]
     # All of a gradient may be zero, where an input is.
     errors = [float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in pairs]
@@ -471,21 +478,24 @@ def _gradients(
     elif run.stretches > 1:
         zeros = run.new_states().zero_()
         buffers = (*outputs, totals)
-        launch(scan_backward, run.grid, dy, zeros, *run.inputs(), *buffers, *run.sizes, **flags, GRADS=False, TOTALS=True)
+        run.launch(scan_backward, (dy, zeros, *run.inputs(), *buffers), run.sizes, **flags, GRADS=False, TOTALS=True)
         entering = run.combine(dlast, dstart, totals, backward=True)
     if lanes:
         sizes = [run.length, run.stretch, run.n_kept, *run.step_sizes(run.x)]
         flags = run.step_flags(run.x) | {"HAS_SKIP": D_D is not None, "STORED": choice.stored, "DOT_TYPE": dot_type}
-        launch(scan_gradients, run.grid, dy, entering, *run.inputs(), *outputs, *sizes, **flags, num_warps=1)
+        run.launch(scan_gradients, (dy, entering, *run.inputs(), *outputs), sizes, **flags)
     else:
         buffers = (*outputs, totals)
-        launch(scan_backward, run.grid, dy, entering, *run.inputs(), *buffers, *run.sizes, **flags, GRADS=True, TOTALS=False)
+        run.launch(scan_backward, (dy, entering, *run.inputs(), *buffers), run.sizes, **flags, GRADS=True, TOTALS=False)
     n = run.n_states
     dA = dA.sum((0, 1))[:, :n].contiguous()
     dB, dC = (v.sum(0)[..., :n].contiguous() for v in (dB, dC))
     dD = x_BLD.new_empty(0) if D_D is None else dskip.sum((0, 1))
     dbias = x_BLD.new_empty(0) if dt_bias_D is None else dbias.sum((0, 1))
     return dx, ddt, dA, dB, dC, dD, dz, dbias, run.without_padding(dstart[:, 0].contiguous())
+
+
+_scan_backward = torch.library.custom_op("longseq::selective_scan_triton_backward", mutates_args=())(_run_backward)
 
 
 @_scan_backward.register_fake
@@ -514,10 +524,13 @@ def _backward(ctx, dy_BLD: Tensor | None, dstate_BDN: Tensor | None, _dkept: Ten
         dy_BLD = torch.zeros_like(x_BLD)
     if dstate_BDN is None:
         dstate_BDN = x_BLD.new_zeros(x_BLD.shape[0], *A_DN.shape, dtype=torch.float32)
-    *grads, dh0 = _scan_backward(dy_BLD, dstate_BDN, *saved, ctx.dt_softplus, ctx.reverse)
+    backward = _run_backward if runs_eagerly(saved[0]) else _scan_backward
+    *grads, dh0 = backward(dy_BLD, dstate_BDN, *saved, ctx.dt_softplus, ctx.reverse)
     grads = [None if v is None else g.to(v.dtype) for g, v in zip(grads, saved, strict=False)]
     dh0 = None if ctx.h0_dtype is None else dh0.to(ctx.h0_dtype)
     return *grads, dh0, None, None, None, None, None
 
 
 _scan.register_autograd(_backward, setup_context=_setup_context)
+# The same without torch's dispatcher.
+_eager = without_dispatcher(_run_forward, _setup_context, _backward)

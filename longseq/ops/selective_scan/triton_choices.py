@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-# Steps between the states that the forward pass keeps for the backward pass: N / KEEP numbers for each input element.
+# Steps that the kernels read ahead, and between the states that the forward pass usually keeps for the backward pass.
 KEEP = 8
 # Whole tiles of steps: the longest that a program takes at a time.
 LONGEST = 16
@@ -18,12 +18,14 @@ class Choice(NamedTuple):
             channel's, time is walked step by step (`triton_steps.py`), else in tiles of steps. Backward 16, with one warp,
             is the kernel of `triton_gradients.py`.
         warps: warps of a program.
-        steps: time steps of a tile: in forward KEEP or twice as many, in backward a divisor of KEEP.
+        steps: time steps of a tile: in forward a multiple of `keep`, in backward a divisor of it.
         programs: the sequence is cut into stretches until there are this many programs; 0 never cuts it.
         registers: the most a thread may use; 0 leaves it to the compiler.
         dot: backward only, bfloat16 inputs: add over channels on the tensor cores, in bfloat16.
         touch: read what the next tile needs into the first-level cache.
         stored: backward only, where a thread holds all states: steps of a tile whose decays stay in registers.
+        keep: steps between the states that the forward pass keeps for this backward pass: N / keep numbers for each element of
+            x. Where a thread holds all states these steps are unrolled, and 8 of them compile for 12 s.
         pair: channels of a lane in the forward kernel that walks step by step.
         walk_pair: the same in the first pass over stretches of time.
         walk_programs: programs that the first pass is cut into.
@@ -39,6 +41,7 @@ class Choice(NamedTuple):
     touch: bool = True
     stages: int = 1
     stored: int = 3
+    keep: int = KEEP
     pair: int = 1
     walk_pair: int = 1
     walk_programs: int = 512
@@ -70,12 +73,12 @@ _SAFE = (Choice(16, 4, 8, 190), Choice(4, 4, 8, 512), Choice(4, 4, 8, 512))
 # By (major) compute capability; that of 9 was measured on an H100 (README.md).
 _BY_FAMILY = {
     8: _SAFE,
-    9: (Choice(8, 4, 16, 256), Choice(8, 4, 16, 256), Choice(16, 1, 8, 1024, stored=2)),
+    9: (Choice(8, 4, 16, 256), Choice(8, 4, 16, 256), Choice(16, 1, 4, 1024, keep=4)),
     10: _SAFE,
     12: _SAFE,
 }
 # Backward where a lane does not have a channel: its kernel takes up to 16 states, and bfloat16. It saves a quarter of the time
-# and compiles for 12 s, for every width anew: worth it from so many elements of x on, where it saves a millisecond a call.
+# and compiles for 4 s, for every width anew: worth it from so many elements of x on, where it saves half a millisecond a call.
 BACKWARD_TILES = Choice(4, 4, 8, 512, dot=True)
 LANES_FROM = 1 << 25
 # Forward where batch and channels do not fill the GPU: time is cut into twice as many stretches as all schedulers hold warps.
@@ -87,12 +90,20 @@ def padded_states(n_states: int) -> int:
     return max(4, 1 << (n_states - 1).bit_length())
 
 
-def choose(capability: int, batch: int, length: int, width: int, n_states: int) -> tuple[Choice, Choice]:
+def choose(
+    capability: int, batch: int, length: int, width: int, n_states: int, is_bfloat16: bool = True
+) -> tuple[Choice, Choice]:
     """Forward and backward choice for a major compute capability; anything unknown gets what works everywhere."""
-    steps, tiles, backward = _BY_FAMILY.get(capability, _SAFE)
+    steps, tiles, _ = _BY_FAMILY.get(capability, _SAFE)
+    backward = choose_backward(capability, batch * length * width, n_states, is_bfloat16)
     padded = padded_states(n_states)
-    if backward.values == WALKED_STATES and (padded > WALKED_STATES or batch * length * width < LANES_FROM):
-        backward = BACKWARD_TILES
     if padded > WALKED_STATES:
         return tiles, backward
     return (_LONG if steps.stretches(batch, length, width, padded) > 1 else steps), backward
+
+
+def choose_backward(capability: int, elements: int, n_states: int, is_bfloat16: bool) -> Choice:
+    """The backward choice for as many elements of x."""
+    backward = _BY_FAMILY.get(capability, _SAFE)[2]
+    fits = is_bfloat16 and padded_states(n_states) <= WALKED_STATES and elements >= LANES_FROM
+    return BACKWARD_TILES if backward.values == WALKED_STATES and not fits else backward

@@ -5,7 +5,6 @@ take three products, which keeps 16 bits and relative errors near 1e-5. Decays, 
 chunks and stretches of time are taken in a fixed order, so gradients are deterministic.
 """
 
-import contextlib
 import os
 from typing import Any
 
@@ -15,12 +14,14 @@ import triton.language as tl
 from torch import Tensor
 
 from longseq.ops.chunks import segment_starts
+from longseq.ops.eager import without_dispatcher
 from longseq.ops.self_check import recurrence_error
 from longseq.ops.ssd.chunked import ssd_chunked
 from longseq.ops.ssd.triton_backward import ssd_input_gradients, ssd_map_gradients
 from longseq.ops.ssd.triton_choices import MAX_STATE_ELEMENTS, MAX_STATES, MAX_WIDTH, Choice, block_of, choose
 from longseq.ops.ssd.triton_kernels import chain_stretches, ssd_forward, sum_decays, walk_states
-from longseq.ops.triton_launch import compile_ahead, launch
+from longseq.ops.tracing import runs_eagerly
+from longseq.ops.triton_launch import compile_ahead, launch, on_device
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -71,8 +72,8 @@ def ssd_triton(
     del chunk_size
     values = (x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, dt_bias_H, initial_state_BHPN)
     save = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in values)
-    y_BLHP, state_BHPN, _ = _ssd(*values, mask_BL, segment_ids_BL, dt_softplus, reverse, save)
-    return y_BLHP, state_BHPN
+    run = _ssd if not runs_eagerly(x_BLHP) else _eager if save else _run_forward
+    return run(*values, mask_BL, segment_ids_BL, dt_softplus, reverse, save)[:2]
 
 
 def self_check() -> float:
@@ -94,12 +95,8 @@ def self_check() -> float:
 
 def _run_both(*values: Tensor) -> None:
     """The launches of forward and backward."""
-    y_BLHP, state_BHPN, kept = _ssd(*values, None, None, None, True, False, True)
-    _ssd_backward(y_BLHP, state_BHPN, *values, None, None, kept, True, False)
-
-
-def _guard(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+    y_BLHP, state_BHPN, kept = _run_forward(*values, None, None, None, True, False, True)
+    _run_backward(y_BLHP, state_BHPN, *values, None, None, kept, True, False)
 
 
 def _choice(x: Tensor, wide: bool) -> Choice:
@@ -196,7 +193,7 @@ class _Launch:
         sizes = (self.length, self.heads, self.padded, self.dt.stride(0), self.dt.stride(1))
         flags = {"SOFTPLUS": self.softplus, "HAS_BIAS": self.bias is not None, "BLOCK_H": _HEADS_BLOCK, **self.decays}
         grid = (self.n_chunks, self.batch, -(-self.heads // _HEADS_BLOCK))
-        launch(sum_decays, grid, *tensors, *sizes, **flags, num_warps=4)
+        launch(sum_decays, grid, tensors, sizes, **flags)
 
     def or_unread(self, v: Tensor | None) -> Tensor:
         """In place of what was left out, something that is not read."""
@@ -221,7 +218,7 @@ class _Launch:
         sizes = (self.length, self.heads, self.n_chunks, self.stretch, self.padded, self.heads // self.groups)
         strides = (*_strides(v), *_strides(rows))
         flags = {"BACKWARD": backward, "SAVE": kept is not None, "STAGES": self.choice.walk_stages, **self.dots}
-        launch(walk_states, self.grid, *tensors, *sizes, *strides, **flags, num_warps=self.choice.warps)
+        launch(walk_states, self.grid, tensors, (*sizes, *strides), self.choice.warps, **flags)
         return last, total
 
     def chain(self, start: Tensor, made: Tensor, total: Tensor, backward: bool) -> tuple[Tensor, Tensor]:
@@ -230,17 +227,8 @@ class _Launch:
         size = self.width * self.states
         grid = (-(-size // _CHAIN_BLOCK), self.heads, self.batch)
         tensors = (start, made, total, entering, final)
-        launch(
-            chain_stretches,
-            grid,
-            *tensors,
-            self.stretches,
-            self.heads,
-            size,
-            BLOCK=_CHAIN_BLOCK,
-            BACKWARD=backward,
-            num_warps=4,
-        )
+        sizes = (self.stretches, self.heads, size)
+        launch(chain_stretches, grid, tensors, sizes, BLOCK=_CHAIN_BLOCK, BACKWARD=backward)
         return entering, final
 
     def enter(self, v: Tensor, rows: Tensor, start: Tensor, backward: bool) -> tuple[Tensor, Tensor | None]:
@@ -279,11 +267,11 @@ class _Launch:
         flags = {"SOFTPLUS": self.softplus, "HAS_SKIP": self.skip is not None, "HAS_BIAS": self.bias is not None, **self.dots}
         flags |= {"STAGES": choice.grad_stages, "AGAIN": choice.again}
         grid = (self.n_chunks, self.batch, self.groups * splits)
-        launch(ssd_input_gradients, grid, *tensors, *sizes, per_program, *strides, **flags, num_warps=choice.grad_warps)
+        launch(ssd_input_gradients, grid, tensors, (*sizes, per_program, *strides), choice.grad_warps, **flags)
         tensors = [dy, self.x, self.B, self.C, *self.decay_tensors(), kept, dkept, dB, dC]
         flags = {"STAGES": choice.map_stages, **self.dots}
         grid = (self.n_chunks, self.batch, self.groups * map_splits)
-        launch(ssd_map_gradients, grid, *tensors, *sizes, map_heads, *strides[2:], **flags, num_warps=choice.map_warps)
+        launch(ssd_map_gradients, grid, tensors, (*sizes, map_heads, *strides[2:]), choice.map_warps, **flags)
         return [dx, ddt, *_columns(sums.sum((1, 3)).unbind(0)), *self._add_splits(dB, dC)]
 
     def _map_strides(self) -> list[int]:
@@ -293,8 +281,7 @@ class _Launch:
         return [v[0] if v.shape[0] == 1 else v.sum(0).to(like.dtype) for v, like in ((dB, self.B), (dC, self.C))]
 
 
-@torch.library.custom_op("longseq::ssd_triton", mutates_args=())
-def _ssd(
+def _run_forward(
     x_BLHP: Tensor,
     dt_BLH: Tensor,
     A_H: Tensor,
@@ -311,7 +298,7 @@ def _ssd(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, the last state, and the state before each chunk (B, chunks, H, P, N), empty without `save`."""
     inputs = (x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, dt_bias_H, mask_BL, segment_ids_BL)
-    with _guard(x_BLHP):
+    with on_device(x_BLHP):
         run = _Launch(*inputs, dt_softplus, reverse)
         y_BLHP = torch.empty(x_BLHP.shape, dtype=x_BLHP.dtype, device=x_BLHP.device)
         kept = run.kept_states() if save else run.A.new_empty(0, dtype=run.kept_dtype)
@@ -324,8 +311,11 @@ def _ssd(
         for v in (run.x, run.B, run.C):
             sizes += _strides(v)
         flags = {"STAGES": run.choice.stages, "SAVE": save, "HAS_SKIP": D_H is not None, **run.dots}
-        launch(ssd_forward, run.grid, *tensors, *sizes, **flags, num_warps=run.choice.warps)
+        launch(ssd_forward, run.grid, tensors, sizes, run.choice.warps, **flags)
         return y_BLHP, last.view(shape) if final is None else final, kept
+
+
+_ssd = torch.library.custom_op("longseq::ssd_triton", mutates_args=())(_run_forward)
 
 
 @_ssd.register_fake
@@ -338,8 +328,7 @@ def _(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, dt_bias_H, h0, mask_BL, segments
     return x_BLHP.new_empty(x_BLHP.shape), state, kept
 
 
-@torch.library.custom_op("longseq::ssd_triton_backward", mutates_args=())
-def _ssd_backward(
+def _run_backward(
     dy_BLHP: Tensor,
     dstate_BHPN: Tensor,
     x_BLHP: Tensor,
@@ -360,7 +349,7 @@ def _ssd_backward(
     Those of x, dt, B and C have their dtypes, the others are float32.
     """
     inputs = (x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, dt_bias_H, mask_BL, segment_ids_BL)
-    with _guard(x_BLHP):
+    with on_device(x_BLHP):
         run = _Launch(*inputs, dt_softplus, reverse)
         dy, dlast = dy_BLHP.contiguous(), dstate_BHPN.float().contiguous()
         entering, dh0 = run.enter(dy, run.C, dlast, backward=True)
@@ -371,6 +360,9 @@ def _ssd_backward(
         dbias = run.A.new_empty(0) if dt_bias_H is None else dbias
         dh0 = dfirst.view(dlast.shape) if dh0 is None else dh0
         return dx, ddt, dA, dB, dC, dD, dbias, dh0
+
+
+_ssd_backward = torch.library.custom_op("longseq::ssd_triton_backward", mutates_args=())(_run_backward)
 
 
 @_ssd_backward.register_fake
@@ -396,9 +388,12 @@ def _backward(ctx, dy_BLHP: Tensor | None, dstate_BHPN: Tensor | None, _dkept: N
     saved = ctx.saved_tensors
     dy_BLHP = torch.zeros_like(saved[0]) if dy_BLHP is None else dy_BLHP
     dstate_BHPN = saved[2].new_zeros(ctx.state_shape, dtype=torch.float32) if dstate_BHPN is None else dstate_BHPN
-    *grads, dh0 = _ssd_backward(dy_BLHP, dstate_BHPN, *saved, ctx.dt_softplus, ctx.reverse)
+    backward = _run_backward if runs_eagerly(saved[0]) else _ssd_backward
+    *grads, dh0 = backward(dy_BLHP, dstate_BHPN, *saved, ctx.dt_softplus, ctx.reverse)
     grads = [None if v is None else g.to(v.dtype) for g, v in zip(grads, saved, strict=False)]
     return *grads, None if ctx.h0_dtype is None else dh0.to(ctx.h0_dtype), None, None, None, None, None
 
 
 _ssd.register_autograd(_backward, setup_context=_setup_context)
+# The same without torch's dispatcher.
+_eager = without_dispatcher(_run_forward, _setup_context, _backward)

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from longseq.ops.eager import without_dispatcher
 from longseq.ops.self_check import worst
 from longseq.ops.tracing import runs_eagerly
 from longseq.ops.triton_launch import compile_ahead, on_device
@@ -50,7 +50,7 @@ def window_attention_triton(
         max_global = count_slots(global_mask_BL, None)
     arguments: tuple[Any, ...] = (*inputs, window, causal, scale, max_global)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs[:6]):
-        return _Eager.apply(*arguments)[0]
+        return _eager(*arguments)[0]
     return _run_forward(*arguments)[0]
 
 
@@ -255,16 +255,5 @@ def _differentiate(ctx: Any, dy_BLHP: Tensor | None, *_: Any) -> tuple[Tensor | 
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
-class _Eager(torch.autograd.Function):
-    """The same without torch's dispatcher."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        output = _run_forward(*inputs)
-        _save(ctx, inputs, output)
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _differentiate(ctx, *cotangents)
+# The same without torch's dispatcher.
+_eager = without_dispatcher(_run_forward, _save, _differentiate)

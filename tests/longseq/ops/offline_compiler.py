@@ -51,10 +51,9 @@ def compiled_kernels(capability: int) -> Iterator[list[dict[str, Any]]]:
     driver.set_active(_Driver(capability))  # type: ignore[arg-type]
     launch, found = JITFunction.run, []
 
-    def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> Any:
+    def compile_only(self: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
         kernel: Any = launch(self, *arguments, grid=grid, warmup=True, **options)
         found.append({"name": self.__name__, "shared": kernel.metadata.shared, "limit": TARGETS[capability][1]})
-        return kernel
 
     JITFunction.run = compile_only  # type: ignore[method-assign]
     try:

@@ -90,17 +90,20 @@ def test_a_launch_is_compiled_where_compiling_ahead_and_run_elsewhere(monkeypatc
     done: list[Any] = []
 
     class Both(Kernel):
+        arg_names = ("x_ptr", "size", "WIDE", "BLOCK")
+
         def run(self, *arguments: Any, **options: Any) -> Any:
             done.append(("compiled", arguments, options))
             return SimpleNamespace(run="launcher")
 
-    kernel = Both()
+    kernel, x = Both(), torch.zeros(8)
     monkeypatch.setattr(triton_launch, "_KNOWN", True)
-    triton_launch.compile_ahead(lambda: triton_launch.launch(kernel, (4,), 1, 2, BLOCK=8))
-    assert done == [("compiled", (1, 2), {"grid": (4,), "warmup": True, "BLOCK": 8})]
+    options = {"num_warps": 2, "num_stages": 3}
+    triton_launch.compile_ahead(lambda: triton_launch.launch(kernel, (4,), [x], [2], 2, BLOCK=8, WIDE=True))
+    assert done == [("compiled", (x, 2, True, 8), {"grid": (4,), "warmup": True, **options})]
     assert not kernel.through
-    triton_launch.launch(kernel, (4,), 1, 2, BLOCK=8)
-    assert kernel.through == [((4,), 2, {"BLOCK": 8})]
+    triton_launch.launch(kernel, (4,), [x], [2], 2, BLOCK=8, WIDE=True)
+    assert kernel.through == [((4,), 2, True, 8, options)]
     assert len(done) == 1
 
 
