@@ -331,7 +331,8 @@ def _run_forward(
     inputs = (x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, mask_BL, segment_ids_BL)
     with on_device(x_BLD):
         forward, backward = _choices(x_BLD, A_DN.shape[1])
-        run = _Launch(*inputs, dt_softplus, reverse, forward._replace(keep=backward.keep))
+        choice = forward._replace(keep=backward.keep) if save else forward
+        run = _Launch(*inputs, dt_softplus, reverse, choice)
         y_BLD = torch.empty(x_BLD.shape, dtype=x_BLD.dtype, device=x_BLD.device)
         shape = (run.batch, run.n_kept, run.width, run.padded) if save else (0,)
         kept = run.A.new_empty(shape, dtype=_kept_dtype(x_BLD.dtype))
@@ -427,7 +428,12 @@ def _lanes_agree(choice: Choice, inputs: tuple[Tensor | None, ...], kept: Tensor
     dy = torch.randn(1, steps, x.shape[2], generator=generator).to(x)
     dstate = torch.randn(1, *A.shape, generator=generator).to(x.device)
     begin = kept[:1, : -(-steps // choice.keep)].contiguous()
-    found, expected = (_gradients(c, dy, dstate, some, begin, dt_softplus, reverse) for c in (choice, _tiles_for(choice)))
+
+    def both() -> list[tuple[Tensor, ...]]:
+        return [_gradients(c, dy, dstate, some, begin, dt_softplus, reverse) for c in (choice, _tiles_for(choice))]
+
+    compile_ahead(both)
+    found, expected = both()
     pairs = [(a.float(), b.float()) for a, b in zip(found, expected, strict=True) if b.numel()]
     # All of a gradient may be zero, where an input is.
     errors = [float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in pairs]
