@@ -3,10 +3,9 @@
 usage: longseq bench [ops|train|backbones|step|stream] [key=value ...]
 
   ops         every operator in each of its implementations (reference, chunked, cpu, triton) beside whichever peers can be
-              imported (mamba_ssm, flashfftconv, causal_conv1d, transformers, torch's own): forward, forward + backward, the
-              same replayed as CUDA graphs where launches would count, peak memory, and the share of the floor: the bytes
-              that must move, at the speed of a large copy in the same run, over the time taken (more than all of it: it stayed
-              in a cache)
+              imported (mamba_ssm, flashfftconv, causal_conv1d, transformers, torch's own): forward, forward +
+              backward, what launching takes the host, peak memory, and the share of the floor: the bytes that must move, at
+              the speed of a large copy in the same run, over the time taken (more than all of it: it stayed in a cache)
                 op=PATTERN  size=tiny|small|medium|hopper  lengths=1024,4096 d_model=256  implementation=triton,chunked
                 dtype=auto|float32|bfloat16|float16
   train       one training step (forward, backward, AdamW) of known networks in tokens a second, and its peak memory, beside
@@ -95,8 +94,8 @@ class Timing:
         backward_ms: forward and backward together.
         memory_mib: at most, with the inputs.
         note: anything else.
-        graph_forward_ms: replayed as a CUDA graph.
-        graph_backward_ms: likewise.
+        host_forward_ms: how long the call keeps the host, which on a GPU runs ahead of the device.
+        host_backward_ms: likewise.
         step_ms: a training step: forward, backward, optimizer.
         tokens_per_s: positions trained on in a second.
         floor_forward: the floor's share of the time, by bytes.
@@ -110,8 +109,8 @@ class Timing:
     backward_ms: float = NAN
     memory_mib: float = 0.0
     note: str = ""
-    graph_forward_ms: float = NAN
-    graph_backward_ms: float = NAN
+    host_forward_ms: float = NAN
+    host_backward_ms: float = NAN
     step_ms: float = NAN
     tokens_per_s: float = NAN
     floor_forward: float = NAN
@@ -247,8 +246,8 @@ def show(timing: Timing) -> str:
     parts = [f"{timing.what:<20}{timing.size:<28.27}{timing.implementation:<19}"]
     parts.append(_figure("", timing.forward_ms, timing.floor_forward))
     parts.append(_figure("fwd+bwd", timing.backward_ms, timing.floor_backward))
-    if not math.isnan(timing.graph_forward_ms):
-        parts.append(f"  graph {timing.graph_forward_ms:.3f} / {timing.graph_backward_ms:.3f} ms")
+    if not math.isnan(timing.host_forward_ms):
+        parts.append(f"  host {timing.host_forward_ms:.2f} / {timing.host_backward_ms:.2f} ms")
     if not math.isnan(timing.step_ms):
         parts.append(f"  step {timing.step_ms:.1f} ms  {timing.tokens_per_s:,.0f} tokens/s")
     parts.append(f"  {timing.memory_mib:,.0f} MiB" if timing.memory_mib else "")

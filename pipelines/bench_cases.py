@@ -65,14 +65,12 @@ class Peer:
         call: a function of the inputs.
         leaves: the inputs in its layout.
         note: how what it computes differs.
-        recordable: whether it may be recorded as a CUDA graph: it never waits for the host.
     """
 
     name: str
     call: Callable[..., Outputs]
     leaves: list[Tensor]
     note: str = ""
-    recordable: bool = True
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

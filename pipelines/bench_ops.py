@@ -1,6 +1,7 @@
 """Every operator in each of its implementations beside whichever peers can be imported: time, memory, share of the floor."""
 
 import fnmatch
+import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,8 +19,7 @@ from longseq.pipelines.bench_peers import peers_of
 from longseq.pipelines.bench_sizes import OPERATORS, Size, show, sizes_of
 
 NAN = float("nan")
-# Above this a launch's few microseconds are no share of the whole.
-_RECORD_BELOW_MS = 2.0
+_HOST_CALLS = 9
 
 
 @dataclass
@@ -29,7 +29,6 @@ class Entrant:
     name: str
     make: Callable[[], Peer]
     note: str = ""
-    recordable: bool = True
     compiles: bool = True
     function: Callable[..., Outputs] | None = None
     leaves: list[Tensor] = field(default_factory=list)
@@ -84,7 +83,7 @@ def _time_case(case: Case, options: Options, device: str, bandwidth: float) -> l
         for entrant, median in zip(quick, bench_clock.in_turns(calls, device, seconds, expected_ms), strict=True):
             entrant.found[key] = median
     for entrant in quick:
-        record(entrant, device)
+        time_host(entrant, device)
     floors = [1e3 * count / bandwidth for count in case.floor_bytes(ready[0].slopes)] if ready else []
     return [row(entrant, case, floors) for entrant in entrants]
 
@@ -106,7 +105,7 @@ def warm(entrant: Entrant, device: str, budget_s: float) -> Entrant:
     """
     try:
         made = entrant.make()
-        entrant.function, entrant.leaves, entrant.note, entrant.recordable = made.call, made.leaves, made.note, made.recordable
+        entrant.function, entrant.leaves, entrant.note = made.call, made.leaves, made.note
         entrant.slopes = tuple(y.clone() for y in _outputs(entrant.forward()))
         spent = [bench_clock.once_ms(entrant.forward, device)]
         # What takes so long forward is not called twice backward.
@@ -125,15 +124,16 @@ def warm(entrant: Entrant, device: str, budget_s: float) -> Entrant:
     return entrant
 
 
-def record(entrant: Entrant, device: str) -> None:
-    """Times of replays, where a call is so short that launching it is a part of its time."""
-    if device != "cuda" or not entrant.recordable or entrant.found["backward"] > 2 * _RECORD_BELOW_MS:
+def time_host(entrant: Entrant, device: str) -> None:
+    """What its launches take: where that is more than the device's time, a program that runs eagerly waits for the host."""
+    if device != "cuda":
         return
-    for key, function in (("graph_forward", entrant.forward), ("graph_backward", entrant.both)):
-        with bench_clock.freed(device):
-            again = bench_clock.replay(function, entrant.leaves)
-            if again is not None:
-                entrant.found[key] = bench_clock.in_turns([again], device, 0.2, 1.0)[0]
+    for key, function in (("forward", entrant.forward), ("backward", entrant.both)):
+        times = []
+        for _ in range(_HOST_CALLS):
+            torch.cuda.synchronize()
+            times.append(bench_clock.host_ms(function))
+        entrant.found[f"host_{key}"] = statistics.median(times)
 
 
 def row(entrant: Entrant, case: Case, floors: list[float]) -> Timing:
@@ -141,8 +141,7 @@ def row(entrant: Entrant, case: Case, floors: list[float]) -> Timing:
     found, best = entrant.found, [NAN, NAN]
     for i, key in enumerate(("forward", "backward")):
         if found.get(key):
-            # Without what the host takes, where that is known.
-            best[i] = floors[i] / min(found[key], found.get(f"graph_{key}", found[key]))
+            best[i] = floors[i] / found[key]
     return Timing(
         case.operator,
         show(case.size),
@@ -151,8 +150,8 @@ def row(entrant: Entrant, case: Case, floors: list[float]) -> Timing:
         found.get("backward", NAN),
         found.get("memory", 0.0) if entrant.slopes else 0.0,
         entrant.note,
-        graph_forward_ms=found.get("graph_forward", NAN),
-        graph_backward_ms=found.get("graph_backward", NAN),
+        host_forward_ms=found.get("host_forward", NAN),
+        host_backward_ms=found.get("host_backward", NAN),
         floor_forward=best[0],
         floor_backward=best[1],
     )

@@ -104,7 +104,7 @@ def _fft_dplr(case: Case) -> Peer:
         return fft_convolve(u, dplr_ssm_kernel(dt, A, frequency, P, B, C, u.shape[-1], method="cauchy"), skip)
 
     note = "kernel by our Cauchy products"
-    return Peer("torch.fft", call, [turned(x), *(_leaf(v) for v in rest)], note, recordable=False)
+    return Peer("torch.fft", call, [turned(x), *(_leaf(v) for v in rest)], note)
 
 
 def _fft_hyena(case: Case) -> Peer:
@@ -127,7 +127,7 @@ def _flash_fft(case: Case) -> Peer:
         return convolve(u, k, pregate=pre, postgate=post)
 
     u, pre, post = (turned(given[name]) for name in ("u", "pre", "post"))
-    return Peer("flashfftconv", call, [u, _leaf(given["k"]), pre, post], "without the skip term", recordable=False)
+    return Peer("flashfftconv", call, [u, _leaf(given["k"]), pre, post], "without the skip term")
 
 
 def _conv1d(case: Case) -> Peer:

@@ -94,4 +94,4 @@ def transformers_longformer(case: Case) -> Peer:
         return layer(x, **roles)[0]
 
     inputs = q.detach().flatten(2).clone().requires_grad_()
-    return Peer("transformers", call, [inputs, *layer.parameters()], "with its projections", recordable=False)
+    return Peer("transformers", call, [inputs, *layer.parameters()], "with its projections")
