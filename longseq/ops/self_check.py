@@ -1,6 +1,7 @@
 """What the operators' self-checks share: kernels beside the chunked form, outputs and gradients, and the worst error."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,19 +12,21 @@ def worst(errors: Iterable[float]) -> float:
     return max(errors, key=lambda error: float("inf") if error != error else error)
 
 
-def recurrence_error(
+def largest_error(
     kernel: Callable[..., tuple[Tensor, Tensor]],
     chunked: Callable[..., tuple[Tensor, Tensor]],
     cases: list[list[Tensor]],
     generator: torch.Generator,
+    **options: Any,
 ) -> float:
-    """The largest relative error of a recurrence's outputs, last state and gradients, with step sizes through softplus.
+    """The largest relative error of an operator's outputs, last state and gradients.
 
     Args:
         kernel: runs on the cases as they are.
         chunked: runs on them in float32.
         cases: positional arguments; the first has the outputs' shape.
         generator: of the outputs' gradients.
+        options: arguments by name.
     """
     errors: list[float] = []
     for values in cases:
@@ -32,7 +35,7 @@ def recurrence_error(
         with torch.enable_grad():
             for run in (kernel, chunked):
                 leaves = [(v if run is kernel else v.float()).clone().requires_grad_() for v in values]
-                y, state = run(*leaves, dt_softplus=True)
+                y, state = run(*leaves, **options)
                 results.append([y, state, *torch.autograd.grad([y, state.sum()], leaves, [dy.to(y.dtype), None])])
         pairs = zip(*results, strict=True)
         errors += [((ours.float() - expected).norm() / expected.norm()).item() for ours, expected in pairs]

@@ -34,7 +34,7 @@ from longseq.ops.selective_scan.triton_choices import (
 from longseq.ops.selective_scan.triton_gradients import scan_gradients
 from longseq.ops.selective_scan.triton_kernels import combine_stretches, scan_forward
 from longseq.ops.selective_scan.triton_steps import scan_steps, walk_states
-from longseq.ops.self_check import recurrence_error
+from longseq.ops.self_check import largest_error
 from longseq.ops.tracing import runs_eagerly
 from longseq.ops.triton_launch import compile_ahead, launch, on_device
 
@@ -107,12 +107,13 @@ def self_check() -> float:
         values = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
         values[2] = -values[2].abs()
         cases.append([v.bfloat16() if v.dim() == 3 else v for v in values])
-    compile_ahead(lambda: [_run_both(*values) for values in cases])
-    return recurrence_error(selective_scan_triton, selective_scan_chunked, cases, generator)
+    compile_ahead(lambda: [_run_all(*values) for values in cases])
+    return largest_error(selective_scan_triton, selective_scan_chunked, cases, generator, dt_softplus=True)
 
 
-def _run_both(*values: Tensor) -> None:
-    """The launches of forward and backward."""
+def _run_all(*values: Tensor) -> None:
+    """The launches of forward, of forward for training, and of backward."""
+    _run_forward(*values, None, None, None, True, False, False)
     y_BLD, state_BDN, kept = _run_forward(*values, None, None, None, True, False, True)
     _run_backward(y_BLD, state_BDN, *values, None, None, kept, True, False)
 

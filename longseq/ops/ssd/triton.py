@@ -15,7 +15,7 @@ from torch import Tensor
 
 from longseq.ops.chunks import segment_starts
 from longseq.ops.eager import without_dispatcher
-from longseq.ops.self_check import recurrence_error
+from longseq.ops.self_check import largest_error
 from longseq.ops.ssd.chunked import ssd_chunked
 from longseq.ops.ssd.triton_backward import ssd_input_gradients, ssd_map_gradients
 from longseq.ops.ssd.triton_choices import MAX_STATE_ELEMENTS, MAX_STATES, MAX_WIDTH, Choice, block_of, choose
@@ -89,12 +89,13 @@ def self_check() -> float:
         values = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
         values[2] = -values[2].abs()
         cases.append([v.bfloat16() if v.dim() > 1 else v for v in values])
-    compile_ahead(lambda: [_run_both(*values) for values in cases])
-    return recurrence_error(ssd_triton, ssd_chunked, cases, generator)
+    compile_ahead(lambda: [_run_all(*values) for values in cases])
+    return largest_error(ssd_triton, ssd_chunked, cases, generator, dt_softplus=True)
 
 
-def _run_both(*values: Tensor) -> None:
-    """The launches of forward and backward."""
+def _run_all(*values: Tensor) -> None:
+    """The launches of forward, of forward for training, and of backward."""
+    _run_forward(*values, None, None, None, True, False, False)
     y_BLHP, state_BHPN, kept = _run_forward(*values, None, None, None, True, False, True)
     _run_backward(y_BLHP, state_BHPN, *values, None, None, kept, True, False)
 
