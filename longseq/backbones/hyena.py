@@ -39,6 +39,13 @@ class WideLinear(nn.Linear):
         return F.linear(input, self.weight.to(input.dtype), None if self.bias is None else self.bias.to(input.dtype))
 
 
+class ChannelsFirstLinear(WideLinear):
+    """The same from (L, in) to (L, out), each output channel's values side by side in memory, as the convolution reads them."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return (self.weight.to(input.dtype) @ input.mT).mT
+
+
 class HyenaFilter(nn.Module):
     """The kernels of a Hyena layer as a small network of the lag, times a window that decays with it.
 
@@ -88,7 +95,7 @@ class HyenaFilter(nn.Module):
         self.shift = shift
         self.layers = nn.ModuleList(WideLinear(emb_dim if i == 0 else width, width) for i in range(n_inner + 1))
         self.freq = nn.Parameter(torch.full((1, width), float(activation_freq)))
-        self.output = WideLinear(width, n_filters * d_model, bias=False)
+        self.output = ChannelsFirstLinear(width, n_filters * d_model, bias=False)
         self.bias = nn.Parameter(torch.randn(n_filters * d_model))
         slow, fast = math.log(target) / slow_decay_pct, math.log(target) / fast_decay_pct
         self.register_buffer("deltas", torch.linspace(slow, fast, n_filters * d_model).reshape(1, 1, -1))
@@ -100,7 +107,10 @@ class HyenaFilter(nn.Module):
         return torch.float64 if self.freq.dtype == torch.float64 else torch.float32
 
     def forward(self, start: int, stop: int) -> Tensor:
-        """The kernels (stop - start, n_filters * d_model) at lags `start` to `stop - 1`, in positions."""
+        """The kernels (stop - start, n_filters * d_model) at lags `start` to `stop - 1`, in positions.
+
+        In memory the lags of a channel lie side by side: turned round they are what the convolution takes, without a copy.
+        """
         device = self.freq.device
         lag_L1 = torch.arange(start, stop, device=device, dtype=self.dtype)[:, None]
         t_L1 = lag_L1 / max(1, self.max_length - 1)
@@ -111,8 +121,10 @@ class HyenaFilter(nn.Module):
             for layer in self.layers:
                 h_LD = torch.sin(freq * layer(h_LD))
             h_LD = self.output(h_LD)
-        window_LD = torch.exp(-t_L1 * self.deltas.to(self.dtype).abs().flatten())
-        return h_LD * (window_LD + self.shift)
+        window_DL = torch.exp(-self.deltas.to(self.dtype).abs().view(-1, 1) * t_L1.mT)
+        # At a million positions each pass over a window takes a millisecond.
+        window_DL = window_DL + self.shift if self.shift else window_DL
+        return (h_LD.mT * window_DL).mT
 
     def embed(self, lag_L1: Tensor, t_L1: Tensor) -> Tensor:
         """`[t, cos(f w), -sin(f w)]`, from the lag at each call: stored in bfloat16 it would tell 256 lags apart."""

@@ -27,6 +27,7 @@ from longseq.ops.fft_conv.triton_kernels import (
     untwist_out,
     untwist_taps,
 )
+from longseq.ops.fft_conv.triton_long import row_stride
 from longseq.ops.fft_conv.triton_short import convolve_short, correlate_short, make_tables, transform_taps
 from longseq.ops.self_check import worst
 from longseq.ops.tracing import runs_eagerly
@@ -153,7 +154,8 @@ class _Plan:
         plain = self.short is not None
         z = torch.empty(last - first, self.batch, self.n, dtype=self.dtype if plain else torch.complex64, device=self.device)
         history = None if reverse else self.history
-        numbers = (self.length, self.width, self.past, self.forgotten, self.n, first, last)
+        rows = (self.width, row_stride(x_BLD), row_stride(x_BLD if gate_BLD is None else gate_BLD))
+        numbers = (self.length, *rows, self.past, self.forgotten, self.n, first, last)
         has = (gate_BLD is not None, history is not None and self.past > 0)
         constants = (*has, reverse, plain, self.tile.places, self.tile.channels)
         prepare(twist_in, self.grid(self.n, last - first), numbers, constants, self.tile.warps)(
@@ -220,6 +222,13 @@ def _whole(*tensors: Tensor | None) -> list[Any]:
     return [None if x is None else x.contiguous() for x in tensors]
 
 
+def _rows(u_BLD: Tensor, *gates: Tensor | None) -> list[Any]:
+    """The input and its gates where they are, if all are as far from one position to the next: parts of a projection, say."""
+    given = [x for x in (u_BLD, *gates) if x is not None]
+    even = all(x.stride(2) == 1 and (1 in x.shape[:2] or x.stride(0) == x.shape[1] * x.stride(1)) for x in given)
+    return [u_BLD, *gates] if even and len({row_stride(x) for x in given}) == 1 else _whole(u_BLD, *gates)
+
+
 def _run_forward(
     u_BLD: Tensor,
     k_DK: Tensor,
@@ -230,7 +239,8 @@ def _run_forward(
     save: bool,
 ) -> tuple[Tensor, Tensor]:
     """y, and what the post gate multiplies if it is to be saved."""
-    u, k, bias, pre, post, history = _whole(u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
+    k, bias, history = _whole(k_DK, bias_D, history_BMD)
+    u, pre, post = _rows(u_BLD, pre_gate_BLD, post_gate_BLD)
     y_BLD, plain_BLD = _empty(u, save)
     with on_device(u):
         long = _long_plan(u, k, history)
@@ -241,7 +251,7 @@ def _run_forward(
         has = (pre is not None, post is not None, bias is not None, save, plan.short is not None)
         for first, last in plan.groups():
             z = plan.convolve(plan.spectrum(u, pre, first, last, False), plan.kernel_spectrum(k, first, last))
-            numbers = (plan.length, plan.width, plan.past, plan.n, first, last)
+            numbers = (plan.length, plan.width, row_stride(u), plan.past, plan.n, first, last)
             constants = (*has, plan.tile.places, plan.tile.channels)
             prepare(untwist_out, plan.grid(plan.length, last - first), numbers, constants, plan.tile.warps)(
                 z, u, u if pre is None else pre, u if post is None else post, u if bias is None else bias, y_BLD, plain_BLD
@@ -283,7 +293,8 @@ def _run_backward(
     need_kernel: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of u, k, bias, pre gate, post gate and history; those that do not exist are empty."""
-    dy, u, k, bias, pre, post, history = _whole(dy_BLD, u_BLD, k_DK, bias_D, pre_gate_BLD, post_gate_BLD, history_BMD)
+    dy, k, bias, history = _whole(dy_BLD, k_DK, bias_D, history_BMD)
+    u, pre, post = _rows(u_BLD, pre_gate_BLD, post_gate_BLD)
     with on_device(u):
         save = plain_BLD.numel() > 0
         long = _long_plan(u, k, history)
@@ -303,7 +314,7 @@ def _run_backward(
         for first, last in plan.groups():
             z = _products(plan, dy, u, k, pre, post, dk, first, last, need_input, need_kernel)
             grid, start = plan.from_the_end(plan.past + plan.length, plan.tile.places, last - first)
-            numbers = (plan.length, plan.width, plan.past, plan.forgotten, plan.n, first, last, start)
+            numbers = (plan.length, plan.width, row_stride(u), plan.past, plan.forgotten, plan.n, first, last, start)
             prepare(untwist_gradients, grid, numbers, constants, plan.tile.warps)(
                 z, dy, u, u if pre is None else pre, u if post is None else post, u if bias is None else bias,
                 plain_BLD, du, dpre, dpost, dhistory, part,

@@ -23,15 +23,15 @@ def twist(slot, n):
 
 
 @triton.jit
-def load_part(pointer, row, place_S, rows, width, channel_D, kept_S, inside_D):
-    """(S, D) of a (B, rows, D) tensor, in fp32."""
-    pointer_SD = pointer + (row * rows + place_S.to(tl.int64)[:, None]) * width + channel_D[None, :]
+def load_part(pointer, row, place_S, rows, stride, channel_D, kept_S, inside_D):
+    """(S, D) of a (B, rows, D) tensor, in fp32; `stride` numbers lie between the beginnings of rows."""
+    pointer_SD = pointer + (row * rows + place_S.to(tl.int64)[:, None]) * stride + channel_D[None, :]
     return tl.load(pointer_SD, mask=kept_S[:, None] & inside_D[None, :], other=0.0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["length", "forgotten"])
 def twist_in(
-    x_ptr, gate_ptr, history_ptr, out_ptr, length, width, past, forgotten, n, first, last,
+    x_ptr, gate_ptr, history_ptr, out_ptr, length, width, x_row, gate_row, past, forgotten, n, first, last,
     HAS_GATE: tl.constexpr, HAS_HISTORY: tl.constexpr, REVERSE: tl.constexpr, PLAIN: tl.constexpr,
     SLOTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -45,9 +45,9 @@ def twist_in(
     if REVERSE:
         time_S = n - 1 - slot_S
     present_S = inside_S & (time_S >= past) & (time_S < past + length)
-    x_SD = load_part(x_ptr, row, time_S - past, length, width, channel_D, present_S, inside_D)
+    x_SD = load_part(x_ptr, row, time_S - past, length, x_row, channel_D, present_S, inside_D)
     if HAS_GATE:
-        x_SD *= load_part(gate_ptr, row, time_S - past, length, width, channel_D, present_S, inside_D)
+        x_SD *= load_part(gate_ptr, row, time_S - past, length, gate_row, channel_D, present_S, inside_D)
     if HAS_HISTORY:
         x_SD += load_part(
             history_ptr, row, time_S + forgotten, past + forgotten, width, channel_D, inside_S & (time_S < past), inside_D
@@ -120,7 +120,7 @@ def store_part(pointer, row, place_S, rows, width, channel_D, kept_S, inside_D, 
 
 @triton.jit(do_not_specialize=["length"])
 def untwist_out(
-    z_ptr, u_ptr, pre_ptr, post_ptr, bias_ptr, y_ptr, plain_ptr, length, width, past, n, first, last,
+    z_ptr, u_ptr, pre_ptr, post_ptr, bias_ptr, y_ptr, plain_ptr, length, width, u_row, past, n, first, last,
     HAS_PRE: tl.constexpr, HAS_POST: tl.constexpr, HAS_BIAS: tl.constexpr, SAVE: tl.constexpr, PLAIN: tl.constexpr,
     PLACES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -133,14 +133,14 @@ def untwist_out(
     first_slot = tl.program_id(0) * PLACES + past
     y_SD = load_untwisted(z_ptr, row, local_D, tl.num_programs(2), first_slot, n, inside_D, PLAIN, PLACES)
     if HAS_BIAS:
-        v_SD = load_part(u_ptr, row, place_S, length, width, channel_D, inside_S, inside_D)
+        v_SD = load_part(u_ptr, row, place_S, length, u_row, channel_D, inside_S, inside_D)
         if HAS_PRE:
-            v_SD *= load_part(pre_ptr, row, place_S, length, width, channel_D, inside_S, inside_D)
+            v_SD *= load_part(pre_ptr, row, place_S, length, u_row, channel_D, inside_S, inside_D)
         y_SD += v_SD * tl.load(bias_ptr + channel_D, mask=inside_D, other=0.0).to(tl.float32)[None, :]
     if SAVE:
         store_part(plain_ptr, row, place_S, length, width, channel_D, inside_S, inside_D, y_SD)
     if HAS_POST:
-        y_SD *= load_part(post_ptr, row, place_S, length, width, channel_D, inside_S, inside_D)
+        y_SD *= load_part(post_ptr, row, place_S, length, u_row, channel_D, inside_S, inside_D)
     store_part(y_ptr, row, place_S, length, width, channel_D, inside_S, inside_D, y_SD)
 
 
@@ -175,7 +175,7 @@ def multiply_spectra(
 @triton.jit(do_not_specialize=["length", "past", "forgotten"])
 def untwist_gradients(
     z_ptr, dy_ptr, u_ptr, pre_ptr, post_ptr, bias_ptr, plain_ptr, du_ptr, dpre_ptr, dpost_ptr, dhistory_ptr, part_ptr,
-    length, width, past, forgotten, n, first, last, start,
+    length, width, u_row, past, forgotten, n, first, last, start,
     HAS_PRE: tl.constexpr, HAS_POST: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_HISTORY: tl.constexpr,
     NEED_INPUT: tl.constexpr, PLAIN: tl.constexpr, PLACES: tl.constexpr, CHANNELS: tl.constexpr, SAVED: tl.constexpr,
 ):  # fmt: skip
@@ -195,10 +195,10 @@ def untwist_gradients(
         plain_SD = load_part(plain_ptr, row, place_S, length, width, channel_D, inside_S, inside_D)
         store_part(dpost_ptr, row, place_S, length, width, channel_D, inside_S, inside_D, g_SD * plain_SD)
     if HAS_POST:
-        g_SD *= load_part(post_ptr, row, place_S, length, width, channel_D, inside_S, inside_D)
-    u_SD = load_part(u_ptr, row, place_S, length, width, channel_D, inside_S, inside_D)
+        g_SD *= load_part(post_ptr, row, place_S, length, u_row, channel_D, inside_S, inside_D)
+    u_SD = load_part(u_ptr, row, place_S, length, u_row, channel_D, inside_S, inside_D)
     if HAS_PRE:
-        pre_SD = load_part(pre_ptr, row, place_S, length, width, channel_D, inside_S, inside_D)
+        pre_SD = load_part(pre_ptr, row, place_S, length, u_row, channel_D, inside_S, inside_D)
     if HAS_BIAS:
         v_SD = u_SD
         if HAS_PRE:

@@ -16,6 +16,11 @@ Packed = tuple[Tensor, Tensor]
 _ROW_KERNELS = {"taps": transform_taps_rows, "convolve": convolve_rows, "back": convolve_rows, "correlate": correlate_rows}
 
 
+def row_stride(x_BLD: Tensor) -> int:
+    """Numbers from one position's channels to the next one's; a dimension of one element may have any stride."""
+    return x_BLD.stride(1) if x_BLD.shape[0] == 1 else x_BLD.stride(0) // x_BLD.shape[1]
+
+
 class LongPlan:
     """Sizes of one call, and the launches of its kernels.
 
@@ -53,7 +58,8 @@ class LongPlan:
         """What the rows begin from, of gate * x, or of it from the end to the beginning."""
         tile = (self.tile.channels, self.tile.places)
         z, sizes = self._packed(last - first, self.batch), self._sizes((last - first) * self.batch * self.sides[1] // tile[1])
-        numbers, constants = (self.length, self.width, first, last), (gate_BLD is not None, reverse, False, *self.sides, *tile)
+        rows = (row_stride(x_BLD), row_stride(x_BLD if gate_BLD is None else gate_BLD))
+        numbers, constants = (self.length, *rows, first, last), (gate_BLD is not None, reverse, False, *self.sides, *tile)
         prepare(columns_in, self.grid(last - first, tile, self.batch), numbers, constants, self.tile.warps)(
             x_BLD, x_BLD if gate_BLD is None else gate_BLD, self.columns_table, self.turns, z, sizes
         )
@@ -62,7 +68,7 @@ class LongPlan:
     def spectrum_of_taps(self, k_DK: Tensor, first: int, last: int) -> Packed:
         """The taps' other factor, as `convolve` takes it: of the columns only, where that transforms their rows by itself."""
         z, sizes = self._packed(last - first, 1), self._sizes((last - first) * self.sides[1] // self.line[1])
-        numbers, constants = (self.taps, k_DK.stride(0), first, last), (False, False, True, *self.sides, *self.line)
+        numbers, constants = (self.taps, k_DK.stride(0), 0, first, last), (False, False, True, *self.sides, *self.line)
         launch = prepare(columns_in, self.grid(last - first, self.line, 1), numbers, constants, self.tile.warps)
         launch(k_DK, k_DK, self.columns_table, self.turns, z, sizes)
         if self.fused:
@@ -101,7 +107,7 @@ class LongPlan:
         u = given[0]
         tile, tensors = (self.tile.channels, self.tile.places), [u if x is None else x for x in given]
         constants = (*(x is not None for x in given[1:]), save, *self.sides, *tile)
-        numbers, grid = (self.length, self.width, first, last), self.grid(last - first, tile, self.batch)
+        numbers, grid = (self.length, self.width, row_stride(u), first, last), self.grid(last - first, tile, self.batch)
         launch = prepare(columns_out, grid, numbers, constants, self.tile.warps_back)
         launch(*z, self.columns_table, self.turns, *tensors, *results)
 
@@ -124,7 +130,7 @@ class LongPlan:
         u, save = given[0], plain.numel() > 0
         tile, tensors = (self.tile.channels, self.tile.places), [u if x is None else x for x in given]
         constants = (*(x is not None for x in given[1:]), z is not None, save, *self.sides, *tile)
-        numbers, grid = (self.length, self.width, first, last), self.grid(last - first, tile, self.batch)
+        numbers, grid = (self.length, self.width, row_stride(u), first, last), self.grid(last - first, tile, self.batch)
         registers = LONG_REGISTERS.get((self.sides[0], "gradients"))
         launch = prepare(columns_gradients, grid, numbers, constants, self.tile.warps_back, registers=registers)
         launch(*((u, u) if z is None else z), self.columns_table, self.turns, dy, *tensors, plain, *results)

@@ -51,13 +51,14 @@ def part(pointer, place, kept):
 
 @triton.jit(do_not_specialize=["length"])
 def columns_in(
-    x_ptr, gate_ptr, table_ptr, turn_ptr, out_ptr, size_ptr, length, width, first, last,
+    x_ptr, gate_ptr, table_ptr, turn_ptr, out_ptr, size_ptr, length, x_row, gate_row, first, last,
     HAS_GATE: tl.constexpr, REVERSE: tl.constexpr, TAPS: tl.constexpr,
     N1: tl.constexpr, N2: tl.constexpr, CHANNELS: tl.constexpr, PLACES: tl.constexpr,
 ):  # fmt: skip
     """Channels first ... last - 1 of gate * x, (B, L, D), to columns' spectra, packed (channels, B, N1, N2), and sizes.
 
-    TAPS are (D, K) instead, of K = `length` columns of which `width` is the stride.
+    A position's channels lie `x_row` and `gate_row` numbers after those of the position before. TAPS are (D, K) instead, of
+    K = `length` columns, and `x_row` lies between channels.
     """
     local_C, channel, slot, row = tile(first, N1, N2, CHANNELS, PLACES)
     time = slot
@@ -65,12 +66,12 @@ def columns_in(
         time = N1 * N2 - 1 - slot
     kept = (time < length) & (channel < last)
     if TAPS:
-        place = channel.to(tl.int64) * width + time
+        place = channel.to(tl.int64) * x_row + time
     else:
-        place = (row * length + time) * width + channel
+        place = (row * length + time) * x_row + channel
     x = part(x_ptr, place, kept)
     if HAS_GATE:
-        x *= part(gate_ptr, place, kept)
+        x *= part(gate_ptr, (row * length + time) * gate_row + channel, kept)
     # Under way before the tile is complete.
     f_re, f_im = load_matrix(table_ptr, N1, N1)
     turns = load_turns(turn_ptr, N1, N2, PLACES)
@@ -113,26 +114,31 @@ def transform_columns_back(
 
 @triton.jit(do_not_specialize=["length"])
 def columns_out(
-    z_ptr, size_ptr, table_ptr, turn_ptr, u_ptr, pre_ptr, post_ptr, bias_ptr, y_ptr, plain_ptr, length, width, first, last,
+    z_ptr, size_ptr, table_ptr, turn_ptr, u_ptr, pre_ptr, post_ptr, bias_ptr, y_ptr, plain_ptr,
+    length, width, u_row, first, last,
     HAS_PRE: tl.constexpr, HAS_POST: tl.constexpr, HAS_BIAS: tl.constexpr, SAVE: tl.constexpr,
     N1: tl.constexpr, N2: tl.constexpr, CHANNELS: tl.constexpr, PLACES: tl.constexpr,
 ):  # fmt: skip
-    """post * (convolution + bias * pre * u), and the bracket itself for the gradient of the post gate."""
+    """post * (convolution + bias * pre * u), and the bracket itself for the gradient of the post gate.
+
+    Of u and both gates a position lies `u_row` numbers after the one before, of what is written `width`.
+    """
     local_C, channel, time, row = tile(first, N1, N2, CHANNELS, PLACES)
     kept = (time < length) & (channel < last)
     place = (row * length + time) * width + channel
+    given = (row * length + time) * u_row + channel
     y = transform_columns_back(
         z_ptr, size_ptr, table_ptr, turn_ptr, local_C, row, tl.num_programs(2), last - first, N1, N2, CHANNELS, PLACES
     )
     if HAS_BIAS:
-        v = part(u_ptr, place, kept)
+        v = part(u_ptr, given, kept)
         if HAS_PRE:
-            v *= part(pre_ptr, place, kept)
+            v *= part(pre_ptr, given, kept)
         y += v * part(bias_ptr, channel, channel < last)
     if SAVE:
         tl.store(plain_ptr + place, y.to(plain_ptr.dtype.element_ty), mask=kept)
     if HAS_POST:
-        y *= part(post_ptr, place, kept)
+        y *= part(post_ptr, given, kept)
     tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=kept)
 
 
@@ -154,15 +160,19 @@ def columns_out_taps(
 @triton.jit(do_not_specialize=["length"])
 def columns_gradients(
     z_ptr, size_ptr, table_ptr, turn_ptr, dy_ptr, u_ptr, pre_ptr, post_ptr, bias_ptr, plain_ptr, du_ptr, dpre_ptr, dpost_ptr,
-    part_ptr, length, width, first, last,
+    part_ptr, length, width, u_row, first, last,
     HAS_PRE: tl.constexpr, HAS_POST: tl.constexpr, HAS_BIAS: tl.constexpr, NEED_INPUT: tl.constexpr, SAVED: tl.constexpr,
     N1: tl.constexpr, N2: tl.constexpr, CHANNELS: tl.constexpr, PLACES: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of u and both gates, and a tile's part of that of the bias; time t of v stands at slot n - 1 - t."""
+    """Gradients of u and both gates, and a tile's part of that of the bias; time t of v stands at slot n - 1 - t.
+
+    Strides as in `columns_out`.
+    """
     local_C, channel, slot, row = tile(first, N1, N2, CHANNELS, PLACES)
     time = N1 * N2 - 1 - slot
     kept = (time < length) & (channel < last)
     place = (row * length + time) * width + channel
+    given = (row * length + time) * u_row + channel
     if NEED_INPUT:
         dv = transform_columns_back(
             z_ptr, size_ptr, table_ptr, turn_ptr, local_C, row, tl.num_programs(2), last - first, N1, N2, CHANNELS, PLACES
@@ -171,10 +181,10 @@ def columns_gradients(
     if SAVED:
         tl.store(dpost_ptr + place, (g * part(plain_ptr, place, kept)).to(dpost_ptr.dtype.element_ty), mask=kept)
     if HAS_POST:
-        g *= part(post_ptr, place, kept)
-    u = part(u_ptr, place, kept)
+        g *= part(post_ptr, given, kept)
+    u = part(u_ptr, given, kept)
     if HAS_PRE:
-        pre = part(pre_ptr, place, kept)
+        pre = part(pre_ptr, given, kept)
     if HAS_BIAS:
         v = u
         if HAS_PRE:
