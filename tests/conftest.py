@@ -1,10 +1,14 @@
 """What all tests share: the real data's folder, and markers that need something."""
 
 import os
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from tests.longseq.ops import kernel_checks
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,6 +30,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
         if item.get_closest_marker("data") and not data_folder().is_dir():
             item.add_marker(pytest.mark.skip(reason="needs the real files: set LONGSEQ_DATA"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Keeps the errors of a kernel's comparisons for the summary."""
+    kernel_checks.largest.clear()
+    try:
+        return (yield)
+    finally:
+        if item.get_closest_marker("gpu"):
+            item.user_properties += [("error", (limit, *found)) for limit, found in kernel_checks.largest.items()]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Prints, for each file of GPU tests, the largest relative error beside what is allowed."""
+    rows: dict[tuple[str, float], list[tuple[float, str, str]]] = {}
+    for report in (report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])):
+        file, _, test = report.nodeid.partition("::")
+        for name, value in report.user_properties:
+            if name == "error":
+                limit, error, of = value
+                rows.setdefault((file, limit), []).append((error, of, test))
+    if rows:
+        terminalreporter.section("largest relative errors on the GPU")
+    for (file, limit), found in sorted(rows.items()):
+        error, of, test = max(found)
+        terminalreporter.line(f"{file}  {error:.1e} of {limit:.0e} allowed, in {of} of {test}; {len(found)} tests")
 
 
 @pytest.fixture(scope="session")
