@@ -91,7 +91,7 @@ def self_check() -> float:
     device = "cpu" if _INTERPRETED else "cuda"
     x_BLD, weight_DK, bias_D = (torch.randn(shape, generator=generator).to(device) for shape in ((1, 40, 64), (64, 4), (64,)))
     values = [x_BLD.bfloat16(), weight_DK, bias_D]
-    arguments = (*values, None, None, None, None, True, False)
+    arguments: tuple[Any, ...] = (*values, None, None, None, None, True, False)
     compile_ahead(lambda: [_convolve(*arguments), _convolve_backward(values[0], *arguments)])
     return largest_error(causal_conv1d_triton, causal_conv1d_chunked, [values], generator, activation="silu")
 

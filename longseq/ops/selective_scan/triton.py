@@ -113,13 +113,16 @@ def self_check() -> float:
 
 def _run_all(*values: Tensor) -> None:
     """The launches of forward, of forward for training, and of backward."""
-    _run_forward(*values, None, None, None, True, False, False)
-    y_BLD, state_BDN, kept = _run_forward(*values, None, None, None, True, False, True)
-    _run_backward(y_BLD, state_BDN, *values, None, None, kept, True, False)
+    given: tuple[Any, ...] = (*values, None, None, None, True, False)
+    _run_forward(*given, save=False)
+    y_BLD, state_BDN, kept = _run_forward(*given, save=True)
+    rest: tuple[Any, ...] = (*values, None, None, kept, True, False)
+    _run_backward(y_BLD, state_BDN, *rest)
 
 
 def _choices(x_BLD: Tensor, n_states: int) -> tuple[Choice, Choice]:
-    return choose(_capability(x_BLD), *x_BLD.shape, n_states, x_BLD.dtype == torch.bfloat16)
+    batch, length, width = x_BLD.shape
+    return choose(_capability(x_BLD), batch, length, width, n_states, x_BLD.dtype == torch.bfloat16)
 
 
 def _capability(x: Tensor) -> int:
@@ -532,7 +535,8 @@ def _backward(ctx, dy_BLD: Tensor | None, dstate_BDN: Tensor | None, _dkept: Ten
     if dstate_BDN is None:
         dstate_BDN = x_BLD.new_zeros(x_BLD.shape[0], *A_DN.shape, dtype=torch.float32)
     backward = _run_backward if runs_eagerly(saved[0]) else _scan_backward
-    *grads, dh0 = backward(dy_BLD, dstate_BDN, *saved, ctx.dt_softplus, ctx.reverse)
+    arguments: tuple[Any, ...] = (dy_BLD, dstate_BDN, *saved, ctx.dt_softplus, ctx.reverse)
+    *grads, dh0 = backward(*arguments)
     grads = [None if v is None else g.to(v.dtype) for g, v in zip(grads, saved, strict=False)]
     dh0 = None if ctx.h0_dtype is None else dh0.to(ctx.h0_dtype)
     return *grads, dh0, None, None, None, None, None

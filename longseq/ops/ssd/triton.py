@@ -95,9 +95,11 @@ def self_check() -> float:
 
 def _run_all(*values: Tensor) -> None:
     """The launches of forward, of forward for training, and of backward."""
-    _run_forward(*values, None, None, None, True, False, False)
-    y_BLHP, state_BHPN, kept = _run_forward(*values, None, None, None, True, False, True)
-    _run_backward(y_BLHP, state_BHPN, *values, None, None, kept, True, False)
+    given: tuple[Any, ...] = (*values, None, None, None, True, False)
+    _run_forward(*given, save=False)
+    y_BLHP, state_BHPN, kept = _run_forward(*given, save=True)
+    rest: tuple[Any, ...] = (*values, None, None, kept, True, False)
+    _run_backward(y_BLHP, state_BHPN, *rest)
 
 
 def _choice(x: Tensor, wide: bool) -> Choice:
@@ -390,7 +392,8 @@ def _backward(ctx, dy_BLHP: Tensor | None, dstate_BHPN: Tensor | None, _dkept: N
     dy_BLHP = torch.zeros_like(saved[0]) if dy_BLHP is None else dy_BLHP
     dstate_BHPN = saved[2].new_zeros(ctx.state_shape, dtype=torch.float32) if dstate_BHPN is None else dstate_BHPN
     backward = _run_backward if runs_eagerly(saved[0]) else _ssd_backward
-    *grads, dh0 = backward(dy_BLHP, dstate_BHPN, *saved, ctx.dt_softplus, ctx.reverse)
+    arguments: tuple[Any, ...] = (dy_BLHP, dstate_BHPN, *saved, ctx.dt_softplus, ctx.reverse)
+    *grads, dh0 = backward(*arguments)
     grads = [None if v is None else g.to(v.dtype) for g, v in zip(grads, saved, strict=False)]
     return *grads, None if ctx.h0_dtype is None else dh0.to(ctx.h0_dtype), None, None, None, None, None
 
