@@ -273,8 +273,8 @@ class HyenaMixer(Mixer):
         needed = past.shape[1] + x_BLD.shape[1]
         kernel_CD = self._extend(state["kernel"][0], needed)
         gates, v_BLD, short = self._project(x_BLD, mask_BL, state["short"])
-        taps_ODK = self._taps(kernel_CD[kernel_CD.shape[0] - needed :].flip(0))
-        y_BLD, new = self._recurrence(gates, v_BLD, taps_ODK, past)
+        taps = self._taps(kernel_CD[kernel_CD.shape[0] - needed :].flip(0))
+        y_BLD, new = self._recurrence(gates, v_BLD, taps, past)
         past = torch.cat([past, torch.stack(new, dim=2).to(past.dtype)], dim=1)
         kernel = kernel_CD.expand(x_BLD.shape[0], -1, -1)
         return self.out_proj(y_BLD), {"short": short, "past": past, "kernel": kernel}
@@ -308,7 +308,7 @@ class HyenaMixer(Mixer):
         return gates, v_BLD, short_BKD
 
     def _recurrence(
-        self, gates: list[Tensor], v_BLD: Tensor, taps_ODK: Tensor, past_BMOD: Tensor | None
+        self, gates: list[Tensor], v_BLD: Tensor, taps: list[Tensor], past_BMOD: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         """The last gate's product, and each convolution's gated input if there is a past to add it to."""
         bias_OD, new = self._bias(), []
@@ -317,7 +317,7 @@ class HyenaMixer(Mixer):
                 new.append(v_BLD.to(past_BMOD.dtype) * gate_BLD.to(past_BMOD.dtype))
             v_BLD = fft_conv(
                 v_BLD,
-                taps_ODK[i],
+                taps[i],
                 bias_OD[i],
                 pre_gate_BLD=gate_BLD,
                 post_gate_BLD=gates[0] if i == self.order - 2 else None,
@@ -326,9 +326,12 @@ class HyenaMixer(Mixer):
             )
         return v_BLD, new
 
-    def _taps(self, kernel_LD: Tensor) -> Tensor:
-        """Kernels one after the other, (order - 1, d_model, lags); the filter interleaves them over its channels."""
-        return kernel_LD.T.unflatten(0, (self.d_model, self.order - 1)).transpose(0, 1)
+    def _taps(self, kernel_LD: Tensor) -> list[Tensor]:
+        """The convolutions' kernels (d_model, lags); the filter interleaves them over its channels."""
+        if self.order == 2:
+            # Autograd would put the gradient of a part into a whole of zeros.
+            return [kernel_LD.T]
+        return list(kernel_LD.T.unflatten(0, (self.d_model, self.order - 1)).unbind(1))
 
     def _bias(self) -> Tensor:
         return self.filter.bias.to(self.filter.dtype).view(self.d_model, self.order - 1).T
