@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from longseq.backbone import Mixer, State, zero_padding
 from longseq.layers.selective_ssm import SelectiveSSM, default_dt_rank
-from longseq.ops.autocast import without_autocast
 from longseq.ops.selective_scan import Implementation
 from longseq.registry import register_backbone
 
@@ -102,17 +101,14 @@ class MambaMixer(SelectiveSSM, Mixer):
         y_BLE, _ = self.scan(x_BLE, z_BLE, mask_BL, segment_ids_BL)
         return self.out_proj(y_BLE)
 
-    def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if not self.bcdt_norm:
             return super()._select(x)
         low_rank, B, C = (
             F.rms_norm(part.to(torch.promote_types(part.dtype, torch.float32)), part.shape[-1:], eps=self.bcdt_norm_eps)
             for part in self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         )
-        # As without the norms, step sizes are not rounded to 16 bits.
-        with without_autocast(x):
-            dt = self.dt_proj(low_rank.to(self.dt_proj.weight.dtype))
-        return dt, B.to(x.dtype), C.to(x.dtype)
+        return *self._step_sizes(low_rank), B.to(x.dtype), C.to(x.dtype)
 
     def init_state(self, batch_size: int) -> State:
         return SelectiveSSM.init_state(self, batch_size)

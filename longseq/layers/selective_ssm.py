@@ -8,9 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from longseq.layers.marks import mark
-from longseq.ops.autocast import without_autocast
 from longseq.ops.causal_conv1d import causal_conv1d
 from longseq.ops.selective_scan import Implementation, selective_scan, selective_scan_step
+
+
+class LinearWithoutBias(nn.Linear):
+    """A linear layer whose bias is added later: about -5, it would round step sizes in 16 bits by a few per cent."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight)
 
 
 class SelectiveSSM(nn.Module):
@@ -63,7 +69,7 @@ class SelectiveSSM(nn.Module):
         # Its parameters are used, its forward is not: the operator has a state, masks and segments.
         self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner, bias=conv_bias)
         self.x_proj = nn.Linear(d_inner, dt_rank + 2 * d_state, bias=False)
-        self.dt_proj = nn.Linear(dt_rank, d_inner)
+        self.dt_proj = LinearWithoutBias(dt_rank, d_inner)
         rates_DN = torch.arange(1, d_state + 1, dtype=torch.float32).repeat(d_inner, 1)
         self.A_log = mark(nn.Parameter(rates_DN.log()), weight_decay=0.0)
         self.D = mark(nn.Parameter(torch.ones(d_inner)), weight_decay=0.0)
@@ -107,7 +113,7 @@ class SelectiveSSM(nn.Module):
             reverse=reverse,
             implementation=self.implementation,
         )
-        dt_BLE, B_BLN, C_BLN = self._select(x_BLE)
+        dt_BLE, bias_E, B_BLN, C_BLN = self._select(x_BLE)
         y_BLE, ssm_state = selective_scan(
             x_BLE,
             dt_BLE,
@@ -116,6 +122,7 @@ class SelectiveSSM(nn.Module):
             C_BLN,
             self.D,
             z_BLE,
+            bias_E,
             dt_softplus=True,
             initial_state_BDN=None if state is None else state["ssm"],
             mask_BL=mask_BL,
@@ -133,22 +140,23 @@ class SelectiveSSM(nn.Module):
         if self.conv1d.bias is not None:
             conv_BE = conv_BE + self.conv1d.bias.to(dtype)
         x_BE = F.silu(conv_BE).to(x_BE.dtype)
-        dt_BE, B_BN, C_BN = self._select(x_BE)
+        dt_BE, bias_E, B_BN, C_BN = self._select(x_BE)
         y_BE, ssm_state = selective_scan_step(
-            x_BE, dt_BE, self._rates(), B_BN, C_BN, self.D, z_BE, state_BDN=state["ssm"], dt_softplus=True
+            x_BE, dt_BE, self._rates(), B_BN, C_BN, self.D, z_BE, bias_E, state_BDN=state["ssm"], dt_softplus=True
         )
         return y_BE, {"conv": window_BKE[:, 1:], "ssm": ssm_state}
 
     def _rates(self) -> Tensor:
         return -torch.exp(self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)))
 
-    def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Step sizes before softplus, B and C, all as functions of the input."""
-        dt_rank, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
-        # In 16 bits the bias, about -5, would round step sizes by a few per cent.
-        with without_autocast(x):
-            dt = self.dt_proj(dt_rank.to(self.dt_proj.weight.dtype))
-        return dt, B, C
+    def _select(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Step sizes before their bias and softplus, that bias, B and C."""
+        low_rank, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        return *self._step_sizes(low_rank), B, C
+
+    def _step_sizes(self, low_rank: Tensor) -> tuple[Tensor, Tensor]:
+        """Step sizes before their bias and softplus, and the bias, which the scan adds in fp32."""
+        return self.dt_proj(low_rank.to(self.dt_proj.weight.dtype)), self.dt_proj.bias
 
 
 def default_dt_rank(d_model: int, dt_rank: int | Literal["auto"]) -> int:

@@ -96,9 +96,10 @@ def test_bfloat16_keeps_state_and_step_sizes_in_float32() -> None:
     x = torch.randn(2, 50, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y, state = layer.forward_chunk(x, layer.init_state(2))
-        dt, B, _ = layer._select(torch.randn(2, 5, 32))
-    assert y.dtype == B.dtype == torch.bfloat16
-    assert dt.dtype == torch.float32
+        dt, bias, B, _ = layer._select(torch.randn(2, 5, 32))
+    assert y.dtype == B.dtype == dt.dtype == torch.bfloat16
+    # Added in the scan: the sum with it is not rounded to 16 bits.
+    assert bias.dtype == torch.float32
     assert {v.dtype for v in state.values()} == {torch.float32}
     assert (y.float() - layer(x)).abs().max() < 2e-2
     half = MambaMixer(16).bfloat16()
