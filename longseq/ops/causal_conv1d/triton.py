@@ -9,6 +9,7 @@ from torch import Tensor
 from longseq.ops.causal_conv1d.chunked import causal_conv1d_chunked, number_runs
 from longseq.ops.causal_conv1d.triton_kernels import conv_backward, conv_forward
 from longseq.ops.eager import without_dispatcher
+from longseq.ops.gpu import family
 from longseq.ops.self_check import largest_error
 from longseq.ops.tracing import runs_eagerly
 from longseq.ops.triton_launch import compile_ahead, launch, on_device
@@ -138,7 +139,7 @@ def _last_inputs(
 
 
 def _choice(x: Tensor) -> Choice:
-    return _BY_FAMILY.get(torch.cuda.get_device_capability(x.device)[0], _SAFE) if x.is_cuda else Choice(16, 4, 4, 16, 4, 16, 4)
+    return _BY_FAMILY.get(family(x.device), _SAFE) if x.is_cuda else Choice(16, 4, 4, 16, 4, 16, 4)
 
 
 def _rows_of(v: Tensor) -> Tensor:

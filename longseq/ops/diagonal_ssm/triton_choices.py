@@ -1,9 +1,10 @@
 """Block sizes of the diagonal recurrence's kernels, by GPU family; measured figures are in README.md."""
 
-import functools
 from typing import NamedTuple
 
 import torch
+
+from longseq.ops.gpu import family
 
 
 class Tile(NamedTuple):
@@ -46,14 +47,9 @@ PROGRAMS = 1024
 UNROLL = 8
 
 
-@functools.lru_cache
-def _family(device: torch.device) -> int:
-    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
-
-
 def tile(kernel: str, device: torch.device, *, fp32: bool, modes: int) -> Tile:
     """How a kernel ("passes", "outputs", "gradients") runs on a device."""
-    choices = BY_FAMILY.get(_family(device), _SAFE)
+    choices = BY_FAMILY.get(family(device), _SAFE)
     if fp32:
         chosen = choices.fp32_gradients if kernel == "gradients" else choices.fp32
     else:
@@ -63,7 +59,7 @@ def tile(kernel: str, device: torch.device, *, fp32: bool, modes: int) -> Tile:
 
 def chunk(largest: int, device: torch.device, *, fp32: bool) -> int:
     """Positions of a chunk: three TF32 products' operands of 64 positions are more than an unknown GPU may have room for."""
-    return largest if not fp32 or _family(device) in BY_FAMILY else max(16, largest // 2)
+    return largest if not fp32 or family(device) in BY_FAMILY else max(16, largest // 2)
 
 
 def cdiv(total: int, block: int) -> int:

@@ -1,9 +1,10 @@
 """Block sizes of the long convolution's kernels, by GPU family; measured figures are in README.md."""
 
-import functools
 from typing import NamedTuple
 
 import torch
+
+from longseq.ops.gpu import family
 
 
 class Choice(NamedTuple):
@@ -33,14 +34,9 @@ BY_FAMILY = {9: _HOPPER, 10: _HOPPER}
 _ONE_GROUP, _GROUP = 1 << 26, 1 << 25
 
 
-@functools.lru_cache
-def _family(device: torch.device) -> int:
-    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
-
-
 def choose(device: torch.device, short: bool) -> Choice:
     """The choice for a device, around transforms of one program or cuFFT's."""
-    return _SHORT_TILE if short else BY_FAMILY.get(_family(device), _SAFE)
+    return _SHORT_TILE if short else BY_FAMILY.get(family(device), _SAFE)
 
 
 def group_width(batch: int, width: int, n: int) -> int:
@@ -59,7 +55,7 @@ def short_factors(needed: int, dtype: torch.dtype, device: torch.device) -> tupl
     """The sides of the matrix of positions, if a sequence of this length is transformed by one program, else None."""
     if dtype != torch.bfloat16 or not SHORT["first"] // 2 < needed <= SHORT["last"]:
         return None
-    if _family(device) not in SHORT_FAMILIES:
+    if family(device) not in SHORT_FAMILIES:
         return None
     bits = max(SHORT["first"], power_of_two(needed)).bit_length() - 1
     return 1 << (bits + 1) // 2, 1 << bits // 2
@@ -121,7 +117,7 @@ LONG_TILES = {
 
 def long_factors(needed: int, dtype: torch.dtype, device: torch.device) -> tuple[int, int, int] | None:
     """N1, NA and NB, if a sequence of this length is transformed in three passes, else None."""
-    if dtype != torch.bfloat16 or _family(device) not in LONG_FAMILIES:
+    if dtype != torch.bfloat16 or family(device) not in LONG_FAMILIES:
         return None
     n = power_of_two(needed)
     bits = n.bit_length() - 1

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from longseq.ops.chunks import segment_starts
 from longseq.ops.eager import without_dispatcher
+from longseq.ops.gpu import family
 from longseq.ops.selective_scan.chunked import selective_scan_chunked
 from longseq.ops.selective_scan.triton_backward import scan_backward
 from longseq.ops.selective_scan.triton_choices import (
@@ -122,16 +123,12 @@ def _run_all(*values: Tensor) -> None:
 
 def _choices(x_BLD: Tensor, n_states: int) -> tuple[Choice, Choice]:
     batch, length, width = x_BLD.shape
-    return choose(_capability(x_BLD), batch, length, width, n_states, x_BLD.dtype == torch.bfloat16)
-
-
-def _capability(x: Tensor) -> int:
-    return torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 0
+    return choose(family(x_BLD.device), batch, length, width, n_states, x_BLD.dtype == torch.bfloat16)
 
 
 def _backward_choice(x_BLD: Tensor, n_states: int) -> Choice:
     """The second of `_choices`: all that the shape of what is kept depends on."""
-    return choose_backward(_capability(x_BLD), x_BLD.numel(), n_states, x_BLD.dtype == torch.bfloat16)
+    return choose_backward(family(x_BLD.device), x_BLD.numel(), n_states, x_BLD.dtype == torch.bfloat16)
 
 
 def _kept_dtype(x_dtype: torch.dtype) -> torch.dtype:

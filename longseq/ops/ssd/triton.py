@@ -15,6 +15,7 @@ from torch import Tensor
 
 from longseq.ops.chunks import segment_starts
 from longseq.ops.eager import without_dispatcher
+from longseq.ops.gpu import family
 from longseq.ops.self_check import largest_error
 from longseq.ops.ssd.chunked import ssd_chunked
 from longseq.ops.ssd.triton_backward import ssd_input_gradients, ssd_map_gradients
@@ -103,7 +104,7 @@ def _run_all(*values: Tensor) -> None:
 
 
 def _choice(x: Tensor, wide: bool) -> Choice:
-    return choose(torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 0, wide)
+    return choose(family(x.device), wide)
 
 
 def _chunk_of(dtype: torch.dtype, x: Tensor) -> int:

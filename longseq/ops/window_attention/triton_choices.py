@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import torch
 
+from longseq.ops.gpu import family
+
 # Global tokens handled at once: the smallest side of a tensor-core product.
 SLOTS = 16
 
@@ -45,10 +47,9 @@ _FP32_SAFE = {64: Tile(32, 16, 4, 1), 128: Tile(16, 16, 4, 1), 256: Tile(16, 16,
 @functools.lru_cache
 def tiles(device: torch.device, size: int, fp32: bool) -> dict[str, Tile]:
     """The tile of each kernel on a device, for heads of up to `size` numbers."""
-    family = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
     if fp32:
-        return dict.fromkeys(_SAFE, (_FP32 if family in BY_FAMILY else _FP32_SAFE)[size])
-    return {kernel: sizes[size] for kernel, sizes in BY_FAMILY.get(family, _SAFE).items()}
+        return dict.fromkeys(_SAFE, (_FP32 if family(device) in BY_FAMILY else _FP32_SAFE)[size])
+    return {kernel: sizes[size] for kernel, sizes in BY_FAMILY.get(family(device), _SAFE).items()}
 
 
 def cdiv(total: int, block: int) -> int:
