@@ -216,7 +216,7 @@ class _Launch:
         self.n_kept = -(-self.length // choice.keep)
         self.block = choice.block_width(self.padded)
         self.stretches = choice.stretches(self.batch, self.length, self.width, self.padded)
-        self.walk_block = 32 * WALK_WARPS * choice.walk_pair
+        self.walk_block = 32 * WALK_WARPS
         self.parts = self._parts()
         self.stretch = -(-self.length // (LONGEST * self.stretches * self.parts)) * LONGEST * self.parts
         self.stretches = -(-self.length // self.stretch)
@@ -288,7 +288,7 @@ class _Launch:
         tensors = (v, self.dt, z, self.A, self.maps[1 if backward else 0], bias, mask, resets, made, totals)
         sizes = [self.length, part, count, unused, *self.step_sizes(v)]
         flags = self.step_flags(v) | {"HAS_GATE": backward and self.z is not None, "BACKWARD": backward, "UNROLL": UNROLL}
-        flags |= {"PAIR": self.choice.walk_pair, "BLOCK_D": self.walk_block, "KEEP": KEEP}
+        flags |= {"BLOCK_D": self.walk_block, "KEEP": KEEP}
         grid = (-(-self.width // self.walk_block), count - 1, self.batch)
         launch(walk_states, grid, tensors, sizes, WALK_WARPS, **flags)
         entering = self.combine(start, made, totals, backward)
@@ -350,7 +350,7 @@ def _run_forward(
             buffers = (start, y_BLD, last, kept)
             sizes = [run.length, run.stretch, run.n_kept, *run.step_sizes(run.x)]
             flags = run.step_flags(run.x) | {"HAS_SKIP": D_D is not None, "BLOCK_D": run.block, "SAVE": save, "UNROLL": UNROLL}
-            flags |= {"PAIR": run.choice.pair, "KEEP_WIDTH": min(run.padded, 16 // kept.element_size())}
+            flags |= {"KEEP_WIDTH": min(run.padded, 16 // kept.element_size())}
             run.launch(scan_steps, (*run.inputs(), *buffers), sizes, **flags)
         else:
             buffers = (start, y_BLD, last, last, kept)

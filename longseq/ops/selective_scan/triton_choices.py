@@ -26,8 +26,6 @@ class Choice(NamedTuple):
         stored: backward only, where a thread holds all states: steps of a tile whose decays stay in registers.
         keep: steps between the states that the forward pass keeps for this backward pass: N / keep numbers for each element of
             x. Where a thread holds all states these steps are unrolled, and 8 of them compile for 12 s.
-        pair: channels of a lane in the forward kernel that walks step by step.
-        walk_pair: the same in the first pass over stretches of time.
         walk_programs: programs that the first pass is cut into.
         stages: backward only, with `dot`: tiles whose B and C are in shared memory at a time; 1 reads them when needed.
     """
@@ -42,8 +40,6 @@ class Choice(NamedTuple):
     stages: int = 1
     stored: int = 3
     keep: int = KEEP
-    pair: int = 1
-    walk_pair: int = 1
     walk_programs: int = 512
 
     def holds(self, n_states: int) -> bool:
@@ -52,7 +48,7 @@ class Choice(NamedTuple):
 
     def block_width(self, n_states: int) -> int:
         """Channels of a program."""
-        return max(self.warps, min(self.values, n_states) * 32 * self.pair * self.warps // n_states)
+        return max(self.warps, min(self.values, n_states) * 32 * self.warps // n_states)
 
     def stretches(self, batch: int, length: int, width: int, n_states: int) -> int:
         """Into how many stretches of time the sequence is cut."""

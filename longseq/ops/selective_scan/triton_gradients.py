@@ -152,8 +152,8 @@ def scan_gradients(
     n_steps = (tl.minimum(begin + stretch, L) - begin).to(tl.int32)
     n_tiles = (n_steps + T - 1) // T
     place = (row * tl.num_programs(1) + segment) * D
-    A2 = tl.reshape(load_states(A_ptr, channels, D, 32, 1, N), (32, N)) * LOG2_E
-    g = tl.reshape(load_states(dlast_ptr + place * N, channels, D, 32, 1, N), (32, N))
+    A2 = load_states(A_ptr, channels, D, 32, N) * LOG2_E
+    g = load_states(dlast_ptr + place * N, channels, D, 32, N)
     dA = A2 * 0.0
     # All pointers stand at the first step of the last tile, and go back tile by tile.
     last_tile = begin + (n_tiles - 1) * T
@@ -186,6 +186,7 @@ def scan_gradients(
         skip += tl.load(skip_ptr + channels, mask=ok_D, other=0.0)
     dskip, dbias = tl.zeros((32,), tl.float32), tl.zeros((32,), tl.float32)
     lanes = tl.arange(0, 32)
+    no_state = lanes * 0
     # A zero that the compiler does not know: what is made of d + zero is computed again, not kept in registers.
     zero = ((L >> 30) >> 30).to(tl.float32)
     chooser = choose_states(N, DOT_TYPE)
@@ -195,7 +196,7 @@ def scan_gradients(
     kept_hits = tl.zeros((32,), tl.int32)
     for index in tl.range(0, n_tiles, num_stages=1):
         left = n_steps - (n_tiles - 1 - index) * T
-        h_kept = tl.load(kept_ptr + at_states(channels, N, 4), mask=ok_D[:, None, None], other=0.0)
+        h_kept = tl.load(kept_ptr + at_states(channels * N, N, 4), mask=ok_D[:, None, None], other=0.0)
         h = tl.reshape(h_kept, (32, N)).to(tl.float32)
         oks = ()
         xs = ()
@@ -232,12 +233,12 @@ def scan_gradients(
         dygs = ()
         dzs = ()
         dCs = ()
-        B = tl.reshape(load_map(B_ptr, channels, 32, N), (32, N))
-        C = tl.reshape(load_map(C_ptr, channels, 32, N), (32, N))
+        B = load_map(B_ptr, no_state, 32, N)
+        C = load_map(C_ptr, no_state, 32, N)
         for i in tl.static_range(T):
             if i + 1 < T:
-                B_next = tl.reshape(load_map(B_ptr + SIGN * (i + 1) * N, channels, 32, N), (32, N))
-                C_next = tl.reshape(load_map(C_ptr + SIGN * (i + 1) * N, channels, 32, N), (32, N))
+                B_next = load_map(B_ptr + SIGN * (i + 1) * N, no_state, 32, N)
+                C_next = load_map(C_ptr + SIGN * (i + 1) * N, no_state, 32, N)
             d = dts[i].to(tl.float32) + bias
             slope = d * 0.0 + 1.0
             if SOFTPLUS:
@@ -275,14 +276,14 @@ def scan_gradients(
         for i in tl.static_range(T):
             xs_again = xs_again + (tl.load(x_ptr + SIGN * i * X_ROW + lanes, mask=oks[i], other=0.0),)
 
-        C = tl.reshape(load_map(C_ptr + SIGN * (T - 1) * N, channels, 32, N), (32, N))
-        B = tl.reshape(load_map(B_ptr + SIGN * (T - 1) * N, channels, 32, N), (32, N))
+        C = load_map(C_ptr + SIGN * (T - 1) * N, no_state, 32, N)
+        B = load_map(B_ptr + SIGN * (T - 1) * N, no_state, 32, N)
         dBs = ()
         for j in tl.static_range(T):
             # Time runs backwards.
             if j + 1 < T:
-                C_next = tl.reshape(load_map(C_ptr + SIGN * (T - 2 - j) * N, channels, 32, N), (32, N))
-                B_next = tl.reshape(load_map(B_ptr + SIGN * (T - 2 - j) * N, channels, 32, N), (32, N))
+                C_next = load_map(C_ptr + SIGN * (T - 2 - j) * N, no_state, 32, N)
+                B_next = load_map(B_ptr + SIGN * (T - 2 - j) * N, no_state, 32, N)
             d, dyg, x = ds[T - 1 - j], dygs[T - 1 - j], xs_again[T - 1 - j].to(tl.float32)
             if j < STORED:
                 a = decays[STORED - 1 - j]
@@ -330,8 +331,8 @@ def scan_gradients(
         reset_ptr -= SIGN * T
         kept_ptr -= D * N
     g += (tl.max(hits, axis=0) | tl.max(map_hits, axis=0) | tl.max(kept_hits, axis=0)).to(tl.float32)
-    store_states(dstart_ptr + place * N, g, channels, D, 32, 1, N, 4)
-    store_states(dA_ptr + place * N, dA, channels, D, 32, 1, N, 4)
+    store_states(dstart_ptr + place * N, g, channels, D, 32, N, 4)
+    store_states(dA_ptr + place * N, dA, channels, D, 32, N, 4)
     if HAS_SKIP:
         tl.store(dskip_ptr + place + channels, dskip, mask=ok_D)
     if HAS_BIAS:

@@ -17,34 +17,27 @@ from longseq.ops.selective_scan.triton_kernels import LOG2_E, STRANGE, STRANGE_W
 
 @triton.jit
 def at_states(firsts, N: tl.constexpr, W: tl.constexpr):
-    """Offsets (lanes, N / W, W) from each lane's first channel: with the widest load innermost a lane gets all of them."""
-    return (firsts * N)[:, None, None] + (tl.arange(0, N // W) * W)[None, :, None] + tl.arange(0, W)[None, None, :]
+    """Offsets (lanes, N / W, W) from each lane's first state: with the widest load innermost a lane gets all of its states."""
+    return firsts[:, None, None] + (tl.arange(0, N // W) * W)[None, :, None] + tl.arange(0, W)[None, None, :]
 
 
 @triton.jit
-def is_channel(firsts, D, PAIR: tl.constexpr, PARTS: tl.constexpr):
-    """(lanes, PARTS, 1): whether the channel exists that a part of a lane's states belongs to."""
-    return (firsts[:, None] + (tl.arange(0, PARTS) // (PARTS // PAIR))[None, :] < D)[:, :, None]
+def load_states(ptr, rows, n_rows, LANES: tl.constexpr, N: tl.constexpr):
+    """(LANES, N) of (n_rows, N), a row for each lane."""
+    states = tl.load(ptr + at_states(rows * N, N, 4), mask=(rows < n_rows)[:, None, None], other=0.0)
+    return tl.reshape(states, (LANES, N))
 
 
 @triton.jit
-def load_states(ptr, firsts, D, LANES: tl.constexpr, PAIR: tl.constexpr, N: tl.constexpr):
-    """(LANES, PAIR, N)."""
-    at = (firsts * N)[:, None, None] + at_states(tl.arange(0, LANES) * 0, PAIR * N, 4)
-    return tl.reshape(tl.load(ptr + at, mask=is_channel(firsts, D, PAIR, PAIR * N // 4), other=0.0), (LANES, PAIR, N))
+def store_states(ptr, states, rows, n_rows, LANES: tl.constexpr, N: tl.constexpr, W: tl.constexpr):
+    values = tl.reshape(states.to(ptr.dtype.element_ty), (LANES, N // W, W))
+    tl.store(ptr + at_states(rows * N, N, W), values, mask=(rows < n_rows)[:, None, None])
 
 
 @triton.jit
-def store_states(ptr, states, firsts, D, LANES: tl.constexpr, PAIR: tl.constexpr, N: tl.constexpr, W: tl.constexpr):
-    values = tl.reshape(states.to(ptr.dtype.element_ty), (LANES, PAIR * N // W, W))
-    at = (firsts * N)[:, None, None] + at_states(tl.arange(0, LANES) * 0, PAIR * N, W)
-    tl.store(ptr + at, values, mask=is_channel(firsts, D, PAIR, PAIR * N // W))
-
-
-@triton.jit
-def load_map(ptr, firsts, LANES: tl.constexpr, N: tl.constexpr):
-    """(LANES, 1, N): one step's B or C, the same for all channels."""
-    return tl.reshape(tl.load(ptr + at_states(firsts * 0, N, 4)), (LANES, 1, N))
+def load_map(ptr, no_state, LANES: tl.constexpr, N: tl.constexpr):
+    """(LANES, N): one step's B or C, the same for all channels; `no_state` is as many zeros."""
+    return tl.reshape(tl.load(ptr + at_states(no_state, N, 4)), (LANES, N))
 
 
 @triton.jit
@@ -96,7 +89,7 @@ def step_sizes(dt, bias, ok, SOFTPLUS: tl.constexpr):
 
 @triton.jit
 def decay_of(d, A2, reset, HAS_RESET: tl.constexpr):
-    log_decay = tl.expand_dims(d, 2) * A2
+    log_decay = d[:, None] * A2
     if HAS_RESET:
         log_decay += reset
     return tl.exp2(log_decay)
@@ -112,7 +105,7 @@ def gate_of(z, HAS_GATE: tl.constexpr):
 
 @triton.jit
 def output_of(h, C, skipped, gate, HAS_SKIP: tl.constexpr, HAS_GATE: tl.constexpr):
-    y = tl.sum(h * C, axis=2)
+    y = tl.sum(h * C, axis=1)
     if HAS_SKIP:
         y += skipped
     if HAS_GATE:
@@ -173,7 +166,6 @@ def scan_steps(
     DT_ROW: tl.constexpr,
     Z_ROW: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    PAIR: tl.constexpr,
     N: tl.constexpr,
     KEEP: tl.constexpr,
     KEEP_WIDTH: tl.constexpr,
@@ -190,16 +182,15 @@ def scan_steps(
     """One stretch of time from its entering state: outputs, the last state, and with SAVE the one before each KEEP-th step."""
     segment, row = tl.program_id(1), tl.program_id(2).to(tl.int64)
     first_channel = tl.program_id(0) * BLOCK_D
-    LANES: tl.constexpr = BLOCK_D // PAIR
-    firsts = first_channel + tl.arange(0, LANES) * PAIR
-    channels = firsts[:, None] + tl.arange(0, PAIR)[None, :]
+    lanes = tl.arange(0, BLOCK_D)
+    channels, no_state = first_channel + lanes, lanes * 0
     ok_D = channels < D
     room = D - first_channel
     begin = segment.to(tl.int64) * stretch
     left = (tl.minimum(begin + stretch, L) - begin).to(tl.int32)
     place = (row * tl.num_programs(1) + segment) * (D * N)
-    A2 = load_states(A_ptr, firsts, D, LANES, PAIR, N) * LOG2_E
-    h = load_states(start_ptr + place, firsts, D, LANES, PAIR, N)
+    A2 = load_states(A_ptr, channels, D, BLOCK_D, N) * LOG2_E
+    h = load_states(start_ptr + place, channels, D, BLOCK_D, N)
     first = begin
     if SIGN < 0:
         first = L - 1 - begin
@@ -212,10 +203,10 @@ def scan_steps(
     C_ptr += map_first * N
     reset_at = reset_ptr + map_first
     kept_ptr += (row * n_kept + begin // KEEP) * (D * N)
-    bias = tl.zeros((LANES, PAIR), tl.float32)
+    bias = tl.zeros((BLOCK_D,), tl.float32)
     if HAS_BIAS:
         bias += tl.load(bias_ptr + channels, mask=ok_D, other=0.0)
-    skip = tl.zeros((LANES, PAIR), tl.float32)
+    skip = tl.zeros((BLOCK_D,), tl.float32)
     if HAS_SKIP:
         skip += tl.load(skip_ptr + channels, mask=ok_D, other=0.0)
 
@@ -227,10 +218,10 @@ def scan_steps(
     reset = load_reset(reset_at, HAS_RESET)
     u, skipped = d * x, skip * x
     gate = gate_of(load_row(z_at + channels, ok, HAS_GATE, x), HAS_GATE)
-    B = load_map(B_ptr, firsts, LANES, N)
+    B = load_map(B_ptr, no_state, BLOCK_D, N)
     # Not the same tensors as `skipped` and `gate`: Triton finds what a loop carries by comparing names before and after one
     # turn, and where two names of one tensor change places it sees nothing change.
-    C, skipped_before, gate_before = B, tl.zeros((LANES, PAIR), tl.float32), tl.zeros((LANES, PAIR), tl.float32)
+    C, skipped_before, gate_before = B, tl.zeros((BLOCK_D,), tl.float32), tl.zeros((BLOCK_D,), tl.float32)
     x_at += SIGN * X_ROW
     dt_at += SIGN * DT_ROW
     z_at += SIGN * Z_ROW
@@ -255,7 +246,7 @@ def scan_steps(
         B_far = touch_map(B_ptr + SIGN * (KEEP + 1) * N, ahead + 1, KEEP, N, SIGN)
         C_far = touch_map(C_ptr + SIGN * (KEEP + 1) * N, ahead + 1, KEEP, N, SIGN)
         if SAVE:
-            store_states(kept_ptr, h, firsts, D, LANES, PAIR, N, KEEP_WIDTH)
+            store_states(kept_ptr, h, channels, D, BLOCK_D, N, KEEP_WIDTH)
             kept_ptr += D * N
         B_at, C_at = B_ptr, C_ptr
         for j in tl.range(0, KEEP, loop_unroll_factor=UNROLL):
@@ -269,8 +260,8 @@ def scan_steps(
             x_next = tl.load(x_at + channels, mask=ok_next, other=0.0)
             dt_next = tl.load(dt_at + channels, mask=ok_next, other=0.0)
             z_next = load_row(z_at + channels, ok_next, HAS_GATE, x_next)
-            B_next = load_map(B_at + SIGN * N, firsts, LANES, N)
-            C_next = load_map(C_at, firsts, LANES, N)
+            B_next = load_map(B_at + SIGN * N, no_state, BLOCK_D, N)
+            C_next = load_map(C_at, no_state, BLOCK_D, N)
             B_at += SIGN * N
             C_at += SIGN * N
             x = x_raw.to(tl.float32)
@@ -279,7 +270,7 @@ def scan_steps(
             reset = load_reset(reset_at, HAS_RESET)
             reset_at += SIGN
             y = output_of(h, C, skipped_before, gate_before, HAS_SKIP, HAS_GATE)
-            h = a * h + u[:, :, None] * B
+            h = a * h + u[:, None] * B
             tl.store(y_at + channels, y.to(y_ptr.dtype.element_ty), mask=ok_D & (step > 0) & (step <= left))
             y_at += SIGN * D
             skipped_before, gate_before, B, C = skipped, gate, B_next, C_next
@@ -299,7 +290,7 @@ def scan_steps(
         y = output_of(h, C, skipped_before, gate_before, HAS_SKIP, HAS_GATE)
         tl.store(y_at + channels, y.to(y_ptr.dtype.element_ty), mask=ok_D)
     h += (tl.max(hits, axis=0) | tl.max(map_hits, axis=0)).to(tl.float32)
-    store_states(last_ptr + place, h, firsts, D, LANES, PAIR, N, 4)
+    store_states(last_ptr + place, h, channels, D, BLOCK_D, N, 4)
 
 
 @triton.jit(do_not_specialize=VARYING)
@@ -328,7 +319,6 @@ def walk_states(
     DT_ROW: tl.constexpr,
     Z_ROW: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    PAIR: tl.constexpr,
     N: tl.constexpr,
     KEEP: tl.constexpr,
     UNROLL: tl.constexpr,
@@ -351,14 +341,13 @@ def walk_states(
         segment += 1
         begin += (unused + 1) * stretch.to(tl.int64)
     first_channel = tl.program_id(0) * BLOCK_D
-    LANES: tl.constexpr = BLOCK_D // PAIR
-    firsts = first_channel + tl.arange(0, LANES) * PAIR
-    channels = firsts[:, None] + tl.arange(0, PAIR)[None, :]
+    channels = first_channel + tl.arange(0, BLOCK_D)
     ok_D = channels < D
     room = D - first_channel
     left = (tl.minimum(begin + stretch, L) - begin).to(tl.int32)
-    A2 = load_states(A_ptr, firsts, D, LANES, PAIR, N) * LOG2_E
+    A2 = load_states(A_ptr, channels, D, BLOCK_D, N) * LOG2_E
     h = A2 * 0.0
+    no_state = channels * 0
     first = begin
     WALK: tl.constexpr = -SIGN if BACKWARD else SIGN
     if BACKWARD:
@@ -372,7 +361,7 @@ def walk_states(
     mask_at = mask_ptr + row * L + first
     map_ptr += map_first * N
     reset_at = reset_ptr + map_first
-    bias = tl.zeros((LANES, PAIR), tl.float32)
+    bias = tl.zeros((BLOCK_D,), tl.float32)
     if HAS_BIAS:
         bias += tl.load(bias_ptr + channels, mask=ok_D, other=0.0)
     # As in the outputs' kernel: step 0 is ready, step 1 loaded.
@@ -382,7 +371,7 @@ def walk_states(
     d = step_sizes(tl.load(dt_at + channels, mask=ok, other=0.0), bias, ok, SOFTPLUS)
     w = weight_of(v, d, load_row(z_at + channels, ok, HAS_GATE, v), BACKWARD, HAS_GATE)
     reset = load_reset(reset_at, HAS_RESET)
-    rows = load_map(map_ptr, firsts, LANES, N)
+    rows = load_map(map_ptr, no_state, BLOCK_D, N)
     total, resets = d, reset
     v_at += WALK * X_ROW
     dt_at += WALK * DT_ROW
@@ -417,7 +406,7 @@ def walk_states(
             # Past the last step the map stays where it is, with weight 0: backwards there may be nothing to read.
             more = step + 1 < left
             map_at += tl.where(more, WALK * N, 0)
-            rows_next = load_map(map_at, firsts, LANES, N)
+            rows_next = load_map(map_at, no_state, BLOCK_D, N)
             d_next = step_sizes(dt_raw, bias, ok, SOFTPLUS)
             w_next = weight_of(v_raw, d_next, z_raw, BACKWARD, HAS_GATE)
             if HAS_RESET:
@@ -425,9 +414,9 @@ def walk_states(
                 reset = tl.load(reset_at, mask=more, other=0.0)
                 resets += reset
             if BACKWARD:
-                h = a * (h + w[:, :, None] * rows)
+                h = a * (h + w[:, None] * rows)
             else:
-                h = a * h + w[:, :, None] * rows
+                h = a * h + w[:, None] * rows
             total += d_next
             d, w, rows = d_next, w_next, rows_next
             v_raw, dt_raw, z_raw, ok = v_next, dt_next, z_next, ok_next
@@ -441,8 +430,8 @@ def walk_states(
         map_ptr += WALK * KEEP * N
     h += (tl.max(hits, axis=0) | tl.max(map_hits, axis=0)).to(tl.float32)
     place = (row * n_stretches + segment) * (D * N)
-    store_states(made_ptr + place, h, firsts, D, LANES, PAIR, N, 4)
-    totals = total[:, :, None] * A2
+    store_states(made_ptr + place, h, channels, D, BLOCK_D, N, 4)
+    totals = total[:, None] * A2
     if HAS_RESET:
         totals += resets
-    store_states(total_ptr + place, totals, firsts, D, LANES, PAIR, N, 4)
+    store_states(total_ptr + place, totals, channels, D, BLOCK_D, N, 4)

@@ -15,17 +15,17 @@ from tests.longseq.ops import kernel_checks as checks
 from tests.longseq.ops.offline_compiler import assert_fits
 
 MODES = ("plain", "mask", "segments", "reverse", "everything")
-# length, states, mode, dtype, stretches of time; states of a thread and channels of a lane in forward; states of a thread and
-# steps of a tile in backward, sums on tensor cores
+# length, states, mode, dtype, stretches of time; states of a thread in forward; states of a thread and steps of a tile in
+# backward, sums on tensor cores
 TINY = [
-    (1, 3, "plain", "float32", 1, 16, 1, 4, 8, False),
-    (9, 5, "everything", "float32", 1, 4, 1, 4, 4, False),
-    (19, 3, "everything", "float32", 1, 16, 2, 4, 8, False),
-    (65, 1, "everything", "float32", 2, 16, 2, 4, 8, False),
-    (49, 2, "plain", "float32", 3, 16, 1, 4, 8, False),
-    (11, 16, "mask", "bfloat16", 1, 16, 1, 4, 8, True),
-    (19, 3, "everything", "bfloat16", 1, 16, 1, 16, 4, False),
-    (49, 3, "plain", "bfloat16", 2, 16, 1, 16, 8, False),
+    (1, 3, "plain", "float32", 1, 16, 4, 8, False),
+    (9, 5, "everything", "float32", 1, 4, 4, 4, False),
+    (19, 3, "everything", "float32", 1, 16, 4, 8, False),
+    (65, 1, "everything", "float32", 2, 16, 4, 8, False),
+    (49, 2, "plain", "float32", 3, 16, 4, 8, False),
+    (11, 16, "mask", "bfloat16", 1, 16, 4, 8, True),
+    (19, 3, "everything", "bfloat16", 1, 16, 16, 4, False),
+    (49, 3, "plain", "bfloat16", 2, 16, 16, 8, False),
 ]
 TOLERANCE = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 1e-2}
 
@@ -58,11 +58,11 @@ def interpret() -> None:
 
     checks.allow_interpreter_scalars()
     found = []
-    for length, states, mode, name, stretches, values, pair, backward, steps, dot in TINY:
-        forward = Choice(values, 1, 16, 0, pair=pair, walk_pair=pair, walk_programs=6)
+    for length, states, mode, name, stretches, values, backward, steps, dot in TINY:
+        forward = Choice(values, 1, 16, 0, walk_programs=6)
         # Where a thread holds all states its tile is what is kept for.
         keep = steps if backward == 16 else 8
-        choices = forward, Choice(backward, 1, steps, 0, dot=dot, walk_pair=pair, walk_programs=6, keep=keep)
+        choices = forward, Choice(backward, 1, steps, 0, dot=dot, walk_programs=6, keep=keep)
         kernels._choices = lambda x, n, choices=choices: choices
         Choice.stretches = lambda *_, stretches=stretches: stretches  # type: ignore[method-assign, assignment]
         given, options = make(1, length, 2, states, getattr(torch, name)), checks.row_options(mode, 1, length, "cpu")
