@@ -147,19 +147,19 @@ def _pad(length: int) -> int:
     return LONGEST - length % LONGEST
 
 
-def _map(v_BLN: Tensor, mask_BL: Tensor | None, reverse: bool) -> Tensor:
-    """B or C in float32, zero where masked and in the steps after the last one in scan order."""
-    batch, length, states = v_BLN.shape
+def _maps(B_BLN: Tensor, C_BLN: Tensor, mask_BL: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor]:
+    """B and C in float32, zero where masked and in the steps after the last one in scan order."""
+    batch, length, states = B_BLN.shape
     pad, padded = _pad(length), padded_states(states)
-    values = v_BLN if mask_BL is None else v_BLN.masked_fill(~mask_BL.unsqueeze(-1), 0.0)
     # Converted, padded and made contiguous in one pass.
-    out = torch.empty(batch, length + pad, padded, dtype=torch.float32, device=v_BLN.device)
-    inside, outside = (out[:, pad:], out[:, :pad]) if reverse else (out[:, :length], out[:, length:])
-    inside[..., :states].copy_(values)
+    out = torch.empty(2, batch, length + pad, padded, dtype=torch.float32, device=B_BLN.device)
+    inside, outside = (out[:, :, pad:], out[:, :, :pad]) if reverse else (out[:, :, :length], out[:, :, length:])
+    for i, v_BLN in enumerate((B_BLN, C_BLN)):
+        inside[i, ..., :states].copy_(v_BLN if mask_BL is None else v_BLN.masked_fill(~mask_BL.unsqueeze(-1), 0.0))
     outside.zero_()
     if states < padded:
         inside[..., states:].zero_()
-    return out
+    return out[0], out[1]
 
 
 def _resets(segment_ids_BL: Tensor, mask_BL: Tensor | None, reverse: bool) -> Tensor:
@@ -180,7 +180,9 @@ def _strides(v: Tensor) -> list[int]:
 
 
 def _pad_states(v_BDN: Tensor, n_padded: int) -> Tensor:
-    return F.pad(v_BDN.float(), (0, n_padded - v_BDN.shape[-1])).contiguous()
+    more = n_padded - v_BDN.shape[-1]
+    # Padding by nothing would copy.
+    return F.pad(v_BDN.float(), (0, more)) if more else v_BDN.float().contiguous()
 
 
 class _Launch:
@@ -208,7 +210,7 @@ class _Launch:
         self.choice = choice
         self.x, self.dt, self.z = _rows_of(x), _rows_of(dt), None if z is None else _rows_of(z)
         self.A = _pad_states(A, self.padded)
-        self.maps = _map(B, mask, reverse), _map(C, mask, reverse)
+        self.maps = _maps(B, C, mask, reverse)
         self.mask = None if mask is None else mask.contiguous().view(torch.uint8)
         self.resets = None if segments is None else _resets(segments, mask, reverse)
         self.skip = None if D is None else D.contiguous()
