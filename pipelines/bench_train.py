@@ -115,7 +115,7 @@ def time_preset(name: str, preset: Preset, implementation: str, options: Options
             # A step that takes longer than all may is not repeated.
             slow = spent[0] > 1e3 * options.budget_s
             row.step_ms = spent[0] if slow else bench_clock.in_turns([step], device, options.budget_s, spent[0])[0]
-            found = shares(step, device) if options.profile and not slow else []
+            found = shares(step, device) if options.profile else []
     except Exception as error:
         if not bench_clock.is_out_of_memory(error):
             raise
