@@ -246,7 +246,9 @@ class Block(nn.Module):
         if self.prenorm:
             x_BLD, update_BLD = self._advance(x_BLD, None, mask_BL, segment_ids_BL)
             return x_BLD if update_BLD is None else x_BLD + update_BLD
-        return self.apply_mlp(self.add(x_BLD, self.mixer(x_BLD, mask_BL, segment_ids_BL), self.norm1))
+        # Rounded once for all of the mixer's projections, each of which would do so by itself.
+        h_BLD = x_BLD.to(branch_dtype(x_BLD) or x_BLD.dtype)
+        return self.apply_mlp(self.add(x_BLD, self.mixer(h_BLD, mask_BL, segment_ids_BL), self.norm1))
 
     def _advance(
         self, x_BLD: Tensor, update_BLD: Tensor | None, mask_BL: Tensor | None, segment_ids_BL: Tensor | None
