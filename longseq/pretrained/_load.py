@@ -50,11 +50,13 @@ def load_pretrained(
 
     Raises:
         CheckpointError: if anything but the head is missing or does not fit, or the file cannot be trusted or read.
-        TypeError: for an option that the backbone does not have.
+        TypeError: for an option that the backbone does not have, or a head that is no mapping.
 
     Cost: the file's size in memory, beside the model's.
     """
     head = options.pop("head", None)
+    if head is not None and not isinstance(head, Mapping):
+        raise TypeError(f"head must be a mapping such as {{'name': 'pool', 'n_outputs': 2}}, found {head!r}")
     opened = open_pretrained(source, revision=revision, format=format, options=options)
 
     def adapt(config: dict[str, Any], backbone: Backbone) -> tuple[dict[str, Any], Sequence[str]]:
@@ -77,6 +79,7 @@ class Opened:
         format: the format's name.
         options: the format's own, defaults included.
         config: of the model that it describes: `embedding`, `backbone`, `head`, and what a model of ours says of its task.
+        notes: what the user should know of the file.
     """
 
     checkpoint: Checkpoint
@@ -84,6 +87,7 @@ class Opened:
     format: str
     options: dict[str, Any]
     config: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def open_pretrained(
@@ -106,7 +110,8 @@ def open_pretrained(
     """
     register_modules()
     checkpoint = find_checkpoint(source, revision)
-    weights = read_weights(checkpoint.files)
+    notes: list[str] = []
+    weights = read_weights(checkpoint.files, notes)
     name = format or choose_format(checkpoint.name, checkpoint.config, weights)
     chosen = get_format(name)
     _check_vocabulary(checkpoint, chosen, name)
@@ -115,7 +120,7 @@ def open_pretrained(
         config = chosen.model_config(checkpoint.config, weights, own)
     pinned = checkpoint.commit or revision
     config["pretrained"] = {"source": checkpoint.name, "format": name, **({"revision": pinned} if pinned else {})}
-    return Opened(checkpoint, weights, name, own, config)
+    return Opened(checkpoint, weights, name, own, config, tuple(notes))
 
 
 def build_opened(
@@ -158,9 +163,8 @@ def build_opened(
         raise _cannot_be_built(checkpoint, error) from error
     with _strangers_file(checkpoint):
         renaming = chosen.rename(opened.weights, checkpoint.config, opened.options)
-    report = KeyReport(
-        checkpoint.name, opened.format, dropped=renaming.dropped, notes=renaming.notes, revision=checkpoint.commit
-    )
+    notes = [*opened.notes, *renaming.notes]
+    report = KeyReport(checkpoint.name, opened.format, dropped=renaming.dropped, notes=notes, revision=checkpoint.commit)
     _drop_fresh(model, renaming, fresh)
     if not keep_head:
         _drop_other_head(model, renaming)

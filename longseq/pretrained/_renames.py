@@ -73,6 +73,20 @@ def rename_keys(weights: Weights, rules: Rules, drops: Drops = ()) -> Renaming:
     return renaming
 
 
+def add_prefix(rules: Rules, prefix: str) -> Rules:
+    """Rules for a network that stands inside a module of another's."""
+    return [(re.escape(prefix) + pattern, new) for pattern, new in rules]
+
+
+def add_zero_bias(renaming: Renaming, head: str) -> None:
+    """A published output map without a bias gets one of zeros, where ours always has one."""
+    weight, bias = renaming.tensors.get(f"{head}.weight"), f"{head}.bias"
+    if weight is not None and bias not in renaming.tensors:
+        renaming.tensors[bias] = weight.new_zeros(weight.shape[0])
+        renaming.sources[bias] = renaming.sources[f"{head}.weight"]
+        renaming.notes.append(f"{renaming.sources[bias]} comes without a bias: {bias} is zero")
+
+
 def need(config: Config, *keys: str) -> Any:
     """The first of several keys that a config has.
 

@@ -18,9 +18,14 @@ from longseq.errors import CheckpointError
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 # What the verb export writes beside plain weights.
 GRAPHS = (".onnx", ".pt2")
-# Containers that training scripts wrap a state dict in.
-_CONTAINERS = ("state_dict", "model", "model_state_dict", "module")
+# Containers that training scripts wrap a state dict in, and those of the weights' moving average.
+_CONTAINERS = ("state_dict", "model", "model_state_dict", "module", "net", "network", "checkpoint")
+_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
+# A container may stand in another, such as a state dict in a checkpoint in a file.
+_MOST_CONTAINERS = 3
 _WRAPPERS = ("module.", "_orig_mod.")
+# What torch's AveragedModel counts its updates in.
+_COUNTER = "n_averaged"
 # Hyperparameters that trainers save beside the weights: objects of these take no part, and stand-ins replace them.
 _BYSTANDERS = re.compile(
     r"(omegaconf|pytorch_lightning|lightning|lightning_fabric|argparse|pathlib)\..+|typing\.Any|collections\.defaultdict"
@@ -96,8 +101,12 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
+def read_weights(files: Sequence[Path], notes: list[str] | None = None) -> dict[str, Tensor]:
     """All tensors of one or more files.
+
+    Args:
+        files: with the weights.
+        notes: gets what the user should know of weights that a file holds besides, or instead.
 
     Raises:
         CheckpointError: if a file is truncated, corrupted, wants to run code, or holds no tensors.
@@ -105,7 +114,8 @@ def read_weights(files: Sequence[Path]) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for path in files:
         _refuse_pointer(path)
-        weights |= load_weights(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        content = load_weights(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        weights |= _state_dict(content, path, [] if notes is None else notes)
     eighths = [name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.dtype.itemsize < 2]
     if eighths:
         kind = str(weights[eighths[0]].dtype).removeprefix("torch.")
@@ -133,8 +143,9 @@ def _refuse_pointer(path: Path) -> None:
                 )
 
 
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    if path.suffix not in PICKLES:
+def _read_pickle(path: Path) -> Any:
+    # As timm's training script names its files.
+    if path.suffix not in PICKLES and not path.name.endswith(".pth.tar"):
         _refuse_graph(path.parent, [path] if path.suffix in GRAPHS else [])
         raise CheckpointError(f"{path} is neither safetensors nor one of {', '.join(PICKLES)}")
     try:
@@ -147,7 +158,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         first = str(error).split("\n", 1)[0]
         raise CheckpointError(f"{path} is truncated or corrupted ({path.stat().st_size} bytes): {first}") from None
-    return _state_dict(content, path)
+    return content
 
 
 def _stand_ins(path: Path) -> list[Any]:
@@ -179,18 +190,47 @@ def _refusal(path: Path, error: str) -> CheckpointError:
     )
 
 
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    for name in _CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
-            content = content[name]
+def _unwrap(content: Any, path: Path, notes: list[str]) -> Any:
+    """What the containers of training scripts hold; the weights as trained come before their moving average."""
+    for _ in range(_MOST_CONTAINERS):
+        if not isinstance(content, Mapping):
             break
+        held = [name for name in (*_CONTAINERS, *_AVERAGES) if _may_hold_weights(content.get(name))]
+        if not held:
+            break
+        averages = [name for name in held if name in _AVERAGES]
+        if held[0] in _AVERAGES:
+            notes.append(f"{path.name} holds a moving average of the weights alone ({held[0]}), which was taken")
+        elif averages:
+            notes.append(
+                f"{path.name} also holds a moving average of the weights ({averages[0]}), which was not taken; to load it, "
+                "save it as a file of its own"
+            )
+        content = content[held[0]]
+    return content
+
+
+def _may_hold_weights(value: Any) -> bool:
+    inner = (*_CONTAINERS, *_AVERAGES)
+    return isinstance(value, Mapping) and any(isinstance(x, Tensor) or name in inner for name, x in value.items())
+
+
+def _state_dict(content: Any, path: Path, notes: list[str]) -> dict[str, Tensor]:
+    content = _unwrap(content, path, notes)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a dict of tensors (a state dict)")
-    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    # Sparse tensors are weights too, but cannot be checked or copied as they are.
+    tensors = {
+        str(name): value if value.layout is torch.strided else value.to_dense()
+        for name, value in content.items()
+        if isinstance(value, Tensor)
+    }
     if not tensors:
         keys = ", ".join(map(str, list(content)[:5])) or "nothing"
         raise CheckpointError(f"{path} holds no tensors; found {keys}")
-    # Networks that were saved inside DistributedDataParallel or torch.compile.
+    # Networks that were saved inside DistributedDataParallel, torch.compile or AveragedModel.
+    tensors = {name: tensor for name, tensor in tensors.items() if name != _COUNTER or len(tensors) == 1}
     while wrapper := next((w for w in _WRAPPERS if all(name.startswith(w) for name in tensors)), ""):
         tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
-    return tensors
+    # A trainer may compile the network inside its own module.
+    return {name.replace("._orig_mod.", "."): tensor for name, tensor in tensors.items()}

@@ -1,7 +1,9 @@
 """S4 and S4D: state dicts of the authors' training code (versions 3 and 4) and of their minimal S4D example.
 
 These files come without a config: sizes are read from the tensors. What those do not say are options: `dt_transform`
-(`exp`, or `softplus` for later runs), `prenorm`, and the backbone's own, such as `discretization` for S4D.
+(`exp`, or `softplus` for later runs), `discretization` for S4D (`zoh`, or `bilinear`), and the backbone's own, such as
+`prenorm`. An output layer after a token embedding is one for each token where it has as many outputs as the embedding has
+rows; others see the mean.
 """
 
 import re
@@ -14,21 +16,24 @@ from torch import Tensor
 from longseq.errors import CheckpointError
 from longseq.ops.dplr_ssm import undo_length_correction
 from longseq.pretrained._formats import PretrainedInfo
-from longseq.pretrained._renames import Config, Options, Renaming, Weights, count, find, rename_keys
+from longseq.pretrained._renames import Config, Options, Renaming, Weights, add_zero_bias, count, find, rename_keys
 
 CHECKPOINTS: tuple[PretrainedInfo, ...] = ()
-OPTIONS: Options = {"dt_transform": "exp"}
+OPTIONS: Options = {"dt_transform": "exp", "discretization": None}
 TOKENS: dict[str, int] = {}
 
 _LAYER = r"(?:model\.)?(?:s4_)?layers\.(\d+)\."
 _INNER = _LAYER + r"(?:layer\.){0,2}"
 _KERNEL = _INNER + r"kernel\.(?:kernel\.)?"
+# Of version 4; of the minimal example; of version 3 for S4D; of versions 3 and 2 for S4.
+REAL_PART = r"(?:A_real|log_A_real|inv_A_real|inv_w_real|log_w_real)"
 _UNSUPPORTED = (
     (r"\.norm\.(norm\.)?running_mean$|^norms\.\d+\.running_mean$", "batch norm, which a stack does not have"),
     (r"\.norm\.norm\.[ms]$", "a layer norm with one scale for all channels, which a stack does not have"),
     (r"layers\.\d+\.layer\.ff\.", "feed-forward layers between the state-space layers"),
     (r"weight_g$", "weight norm"),
     (r"output_gate|input_gate|input_linear", "a gated or bottlenecked layer"),
+    (r"^encoder\..*(emb_layers|emb_projs)", "an embedding of several widths, for frequent and rare words"),
 )
 
 
@@ -40,7 +45,7 @@ def matches(config: Config, keys: Collection[str]) -> bool:
 
 def model_config(config: Config, weights: Weights, options: Options) -> dict[str, Any]:
     """Sizes from the tensors."""
-    del config, options
+    del config
     for pattern, what in _UNSUPPORTED:
         for name in weights:
             if re.search(pattern, name):
@@ -64,8 +69,9 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
             "norm": "layer",
             "mlp_ratio": 0.0,
             "prenorm": final_norm,
+            **chosen_discretization(options),
         },
-        "head": _head(weights, "token" if embedding["name"] == "token" else "pool"),
+        "head": _head(weights, embedding),
     }
 
 
@@ -91,12 +97,15 @@ def _embedding(weights: Weights) -> dict[str, Any]:
     return {"name": "linear", "n_channels": 1}
 
 
-def _head(weights: Weights, name: str) -> dict[str, Any]:
+def _head(weights: Weights, embedding: dict[str, Any]) -> dict[str, Any]:
+    """A language model's, or a classifier of the mean over positions, which is the training code's default."""
     for key, tensor in weights.items():
         if re.fullmatch(r"decoder\.(\d+\.)?(output_transform\.)?weight", key) and tensor.ndim == 2:
-            bias = key.replace("weight", "bias") in weights
-            return {"name": name, "n_outputs": tensor.shape[0], **({"bias": bias} if name == "token" else {})}
-    return {"name": name, "n_outputs": 1}
+            n_outputs, bias = tensor.shape[0], key.replace("weight", "bias") in weights
+            if embedding.get("vocab_size") == n_outputs:
+                return {"name": "token", "n_outputs": n_outputs, "bias": bias}
+            return {"name": "pool", "n_outputs": n_outputs}
+    return {"name": "token" if embedding["name"] == "token" else "pool", "n_outputs": 1}
 
 
 def rename(weights: Weights, config: Config, options: Options) -> Renaming:
@@ -106,7 +115,7 @@ def rename(weights: Weights, config: Config, options: Options) -> Renaming:
     rules = [
         (r"encoder\.(?:\d+\.)?(weight|bias)", _encoder(weights)),
         (_KERNEL + r"(?:inv_dt|log_dt)", mixer + "log_dt"),
-        (_KERNEL + r"(?:A_real|log_A_real|inv_w_real|log_w_real)", mixer + "log_A_real"),
+        (_KERNEL + REAL_PART, mixer + "log_A_real"),
         (_KERNEL + r"(?:A_imag|w_imag)", mixer + "A_imag"),
         (_KERNEL + r"([BCP])", mixer + r"\2"),
         (_INNER + r"D", mixer + "D"),
@@ -120,7 +129,30 @@ def rename(weights: Weights, config: Config, options: Options) -> Renaming:
     renaming = rename_keys(weights, rules, drops)
     for layer in range(count(weights, _LAYER)):
         convert_layer(renaming, f"backbone.blocks.{layer}.mixer.", _kernel_length(weights, layer), str(options["dt_transform"]))
+    add_notes(renaming, weights, options)
+    if _head(weights, _embedding(weights))["name"] == "pool":
+        add_zero_bias(renaming, "head.projection")
     return renaming
+
+
+def chosen_discretization(options: Options) -> dict[str, Any]:
+    """The mixer's option, where the caller chose one."""
+    chosen = options["discretization"]
+    return {} if chosen is None else {"discretization": chosen}
+
+
+def add_notes(renaming: Renaming, weights: Weights, options: Options) -> None:
+    """What was taken for granted where the tensors do not tell."""
+    low_rank = any(name.endswith("kernel.P") for name in weights)
+    # The minimal example knows no other.
+    minimal = any(name.endswith("kernel.log_A_real") for name in weights)
+    if not low_rank and not minimal and options["discretization"] is None:
+        renaming.notes.append(
+            "the file does not say how S4D was discretized: zoh was taken; runs of version 3 may need the format's option "
+            "discretization=bilinear"
+        )
+    if low_rank and not any(name.endswith(("kernel.L", "kernel.l_kernel")) for name in weights):
+        renaming.notes.append("the file has no kernel length (l_kernel): C was taken as it is, without undoing its correction")
 
 
 def _encoder(weights: Weights) -> str:
@@ -137,7 +169,9 @@ def convert_layer(renaming: Renaming, mixer: str, length: int, dt_transform: str
     tensors = renaming.tensors
     absent = [name for name in ("log_dt", "log_A_real", "A_imag", "C", "D") if mixer + name not in tensors]
     if absent:
-        raise CheckpointError(f"the checkpoint lacks {', '.join(absent)} of the layer {mixer.split('.')[2]}")
+        raise CheckpointError(f"the checkpoint lacks {', '.join(absent)} of the layer {_layer(mixer)}")
+    if length < 0:
+        raise CheckpointError(f"the kernel of the layer {_layer(mixer)} has a length of {length}: expected 0 or more taps")
     dt = tensors[mixer + "log_dt"]
     if dt.ndim == 2 and dt.shape[1] != 1:
         name = renaming.sources[mixer + "log_dt"]
@@ -147,7 +181,7 @@ def convert_layer(renaming: Renaming, mixer: str, length: int, dt_transform: str
     log_dt = dt.flatten().double()
     tensors[mixer + "log_dt"] = log_dt if dt_transform == "exp" else torch.nn.functional.softplus(log_dt).log()
     # In version 4 the published A is -exp(A_real) - i A_imag; before, and in the minimal example, the sign was ours.
-    if renaming.sources[mixer + "A_imag"].endswith(".A_imag") and "log_A_real" not in renaming.sources[mixer + "log_A_real"]:
+    if renaming.sources[mixer + "log_A_real"].endswith(".A_real"):
         tensors[mixer + "A_imag"] = -tensors[mixer + "A_imag"]
     C = tensors[mixer + "C"]
     tensors[mixer + "C"] = C.unsqueeze(0) if C.ndim == 3 else C
@@ -155,7 +189,9 @@ def convert_layer(renaming: Renaming, mixer: str, length: int, dt_transform: str
     if mixer + "output.linear.weight" in tensors:
         tensors[mixer + "output.linear.weight"] = tensors[mixer + "output.linear.weight"].flatten(1)
     if mixer + "B" in tensors:
-        tensors[mixer + "B"] = tensors[mixer + "B"].squeeze(0)
+        # (1, sets, N, 2), but for S4D in version 3, whose first axis is the sets.
+        B = tensors[mixer + "B"]
+        tensors[mixer + "B"] = B.squeeze(0) if B.ndim == 4 else B
     else:
         A = tensors[mixer + "A_imag"]
         tensors[mixer + "B"] = torch.stack([torch.ones_like(A), torch.zeros_like(A)], dim=-1)
@@ -164,6 +200,12 @@ def convert_layer(renaming: Renaming, mixer: str, length: int, dt_transform: str
         _convert_low_rank(tensors, mixer, length)
     if C.ndim == 4 and C.shape[0] == 2:
         _move_second_direction(tensors, mixer)
+
+
+def _layer(mixer: str) -> str:
+    """What a message calls a layer: its number, or its place where layers stand in one another."""
+    parts = mixer.removesuffix(".mixer.").split(".")
+    return parts[2] if parts[:2] == ["backbone", "blocks"] else ".".join(parts)
 
 
 def _convert_low_rank(tensors: dict[str, Tensor], mixer: str, length: int) -> None:
@@ -202,5 +244,6 @@ def _move_second_direction(tensors: dict[str, Tensor], mixer: str) -> None:
     now_D = 2 * (C_DN * B_DN).real.sum(1)
     tensors[mixer + "C"] = torch.stack([tensors[mixer + "C"][0].double(), torch.view_as_real(C_DN)])
     tensors[mixer + "D"] = tensors[mixer + "D"].double() - now_D
-    if not bool(now_D.isfinite().all()):
-        raise CheckpointError(f"the second direction of layer {mixer.split('.')[2]} decays too fast to be represented")
+    # In the 32 bits of the model, not in the 64 of this sum.
+    if not all(bool(tensors[mixer + name].float().isfinite().all()) for name in ("C", "D")):
+        raise CheckpointError(f"the second direction of the layer {_layer(mixer)} decays too fast to be represented")

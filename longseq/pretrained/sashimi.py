@@ -17,14 +17,15 @@ from longseq.pretrained._formats import PretrainedInfo
 from longseq.pretrained._renames import Config, Options, Renaming, Weights, count, find, rename_keys
 
 CHECKPOINTS: tuple[PretrainedInfo, ...] = ()
-# `softplus` for later runs.
-OPTIONS: Options = {"dt_transform": "exp"}
+# As for S4 and S4D.
+OPTIONS: Options = s4.OPTIONS
 TOKENS: dict[str, int] = {}
 _MODEL = r"(?:model\.)?"
 _UNSUPPORTED = (
     (r"norm\.(norm\.)?[ms]$", "a layer norm with one scale for all channels, which the backbone does not have"),
     (r"output_gate|input_gate|input_linear|gate\.", "a gated or bottlenecked layer"),
     (r"running_mean$", "batch norm, which the backbone does not have"),
+    (r"weight_g$", "weight norm"),
 )
 
 
@@ -36,7 +37,7 @@ def matches(config: Config, keys: Collection[str]) -> bool:
 
 def model_config(config: Config, weights: Weights, options: Options) -> dict[str, Any]:
     """Sizes from the tensors."""
-    del config, options
+    del config
     for pattern, what in _UNSUPPORTED:
         for name in weights:
             if re.search(pattern, name):
@@ -63,10 +64,10 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
             "skips": True,
             "mixer": "s4" if any(name.endswith("kernel.P") for name in weights) else "s4d",
             "d_state": 2 * poles.shape[-1],
-            "mixer_options": {"n_ssm": _n_ssm(weights)},
+            "mixer_options": {**_sets(weights), **s4.chosen_discretization(options)},
             "mlp_ratio": feedforward.shape[0] / feedforward.shape[1],
         },
-        "head": {"name": "token", "n_outputs": head.shape[0], "bias": True},
+        "head": {"name": "token", "n_outputs": head.shape[0], "bias": _has_bias(weights)},
     }
 
 
@@ -78,16 +79,27 @@ def _down(weights: Weights, i: int) -> tuple[int, int, int]:
     return weight.shape[0], up.shape[0], weight.shape[1]
 
 
-def _n_ssm(weights: Weights) -> int:
-    """Sets of poles, which the channels share; all layers must have as many."""
+def _sets(weights: Weights) -> dict[str, int]:
+    """Sets of poles, which the channels share: as many in all layers, or one for each channel of each layer."""
+    real_part = rf"(.+kernel\.(?:kernel\.)?){s4.REAL_PART}"
+    # Of sets and channels, one pair for each kind of layer.
     found = {
-        tensor.shape[0]
+        (tensor.shape[0], find(weights, re.escape(match.group(1) + "C"), "kernel").shape[-3])
         for name, tensor in weights.items()
-        if re.search(r"kernel\.(kernel\.)?(log_)?(inv_)?(A_real|w_real)$", name)
+        if (match := re.fullmatch(real_part, name))
     }
-    if len(found) != 1:
-        raise CheckpointError(f"the layers have {sorted(found)} sets of poles: expected the same number in all resolutions")
-    return found.pop()
+    sets = {n_sets for n_sets, _ in found}
+    if len(sets) == 1:
+        return {"n_ssm": sets.pop()}
+    if all(n_sets == width for n_sets, width in found):
+        return {}
+    raise CheckpointError(
+        f"the layers have {sorted(sets)} sets of poles: expected the same number in all resolutions, or one for each channel"
+    )
+
+
+def _has_bias(weights: Weights) -> bool:
+    return any(re.fullmatch(r"decoder\.(\d+\.)?(output_transform\.)?bias", name) for name in weights)
 
 
 def rename(weights: Weights, config: Config, options: Options) -> Renaming:
@@ -119,6 +131,7 @@ def rename(weights: Weights, config: Config, options: Options) -> Renaming:
     for ssm, mixer in mixers:
         s4.convert_layer(renaming, mixer, _kernel_length(weights, ssm), str(options["dt_transform"]))
     _reorder_pools(renaming, n_pools)
+    s4.add_notes(renaming, weights, options)
     return renaming
 
 
@@ -127,7 +140,7 @@ def _block_rules(ssm: str, mlp: str, block: str) -> list[tuple[str, str]]:
     kernel = inner + r"kernel\.(?:kernel\.)?"
     return [
         (kernel + r"(?:inv_dt|log_dt)", f"{block}mixer.log_dt"),
-        (kernel + r"(?:A_real|log_A_real|inv_w_real|log_w_real)", f"{block}mixer.log_A_real"),
+        (kernel + s4.REAL_PART, f"{block}mixer.log_A_real"),
         (kernel + r"(?:A_imag|w_imag)", f"{block}mixer.A_imag"),
         (kernel + r"([BCP])", rf"{block}mixer.\1"),
         (inner + "D", f"{block}mixer.D"),

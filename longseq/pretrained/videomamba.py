@@ -4,8 +4,19 @@ from collections.abc import Collection
 from typing import Any
 
 from longseq.pretrained._formats import PretrainedInfo
-from longseq.pretrained._renames import Config, Options, Renaming, Weights, find, rename_keys
-from longseq.pretrained._vision_mamba import MEAN, RULES, STD, backbone_config, grid_side, has_two_scans, split_positions
+from longseq.pretrained._renames import Config, Options, Renaming, Weights, add_prefix, rename_keys
+from longseq.pretrained._vision_mamba import (
+    MEAN,
+    RULES,
+    STD,
+    backbone_config,
+    find_part,
+    grid_side,
+    has_two_scans,
+    n_classes,
+    network_prefix,
+    split_positions,
+)
 
 CHECKPOINTS = (PretrainedInfo("OpenGVLab/VideoMamba", "videomamba", "vision", "7M to 98M", licence="Apache-2.0"),)
 OPTIONS: Options = {}
@@ -21,9 +32,10 @@ def matches(config: Config, keys: Collection[str]) -> bool:
 def model_config(config: Config, weights: Weights, options: Options) -> dict[str, Any]:
     """Sizes from the tensors."""
     del config, options
-    patches, head = find(weights, r"patch_embed\.proj\.weight", "patch embedding"), find(weights, r"head\.weight", "classifier")
-    side = grid_side(find(weights, "pos_embed", "table of positions"))
-    times = weights.get("temporal_pos_embedding")
+    backbone = backbone_config(weights)
+    patches = find_part(weights, "patch_embed.proj.weight", "patch embedding")
+    side = grid_side(find_part(weights, "pos_embed", "table of positions"))
+    times = weights.get(network_prefix(weights) + "temporal_pos_embedding")
     tube = patches.shape[2] if patches.ndim == 5 else 1
     clip = {} if times is None else {"frames": times.shape[1] * tube, "tube": tube}
     return {
@@ -36,16 +48,25 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
             "class_token": "front",
             **({"mean": MEAN, "std": STD} if patches.shape[1] == 3 else {}),
         },
-        "backbone": backbone_config(weights),
-        "head": {"name": "class_token", "n_outputs": head.shape[0], "place": "front"},
+        "backbone": backbone,
+        "head": {"name": "class_token", "n_outputs": n_classes(weights), "place": "front"},
     }
 
 
 def rename(weights: Weights, config: Config, options: Options) -> Renaming:
     """The scans are summed as they are here."""
     del config, options
-    renaming = rename_keys(weights, RULES)
-    if "embedding.time_positions" in renaming.tensors:
-        renaming.tensors["embedding.time_positions"] = renaming.tensors["embedding.time_positions"].squeeze(0)
+    renaming = rename_keys(weights, add_prefix(RULES, network_prefix(weights)))
     split_positions(renaming, 0)
+    if "embedding.time_positions" in renaming.tensors:
+        _place_times(renaming)
     return renaming
+
+
+def _place_times(renaming: Renaming) -> None:
+    """Positions in time as a table, or, for clips of one step, within those in space."""
+    tensors, name = renaming.tensors, "embedding.time_positions"
+    tensors[name] = tensors[name].squeeze(0)
+    if tensors[name].shape == (1, tensors["embedding.class_vector"].shape[0]):
+        tensors["embedding.space_positions"] = tensors["embedding.space_positions"] + tensors.pop(name)
+        renaming.dropped[renaming.sources.pop(name)] = "of a single step: added to the positions in space"

@@ -146,6 +146,15 @@ def as_version_3(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return old
 
 
+def as_version_3_of_s4d(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """S4D of version 3 has other names than its S4, the sign of A that is ours, and no first axis before B's sets."""
+    old = {}
+    for name, x in as_version_3(weights).items():
+        name = name.replace("log_w_real", "inv_A_real").replace("w_imag", "A_imag")
+        old[name] = x[0] if name.endswith("kernel.B") else x.unsqueeze(1) if name.endswith("log_dt") else x
+    return old
+
+
 def check(folder: Path, weights: dict[str, Tensor], **options: Any) -> Any:
     model, report = load_pretrained(folder, **options)
     # Longer than the kernel that C was stored for.
@@ -170,6 +179,48 @@ def test_training_code(write_checkpoint: Callable[..., Path], version: int, sets
     model, report = load_pretrained(folder)
     assert model.config["backbone"]["name"] == backbone
     assert report.format == "s4"
+
+
+@pytest.mark.parametrize("sets", [1, 2, H])
+def test_version_3_of_s4d(write_checkpoint: Callable[..., Path], sets: int) -> None:
+    weights = network_weights(sets, False)
+    check(write_checkpoint(None, as_version_3_of_s4d(weights), "s4d.ckpt", epoch=1), weights)
+
+
+def test_compiled_inside_a_lightning_module(write_checkpoint: Callable[..., Path]) -> None:
+    weights = network_weights(1, True)
+    file = {
+        name.replace("model.", "model._orig_mod.", 1) if name.startswith("model.") else name: x for name, x in weights.items()
+    }
+    check(write_checkpoint(None, file, "s4.ckpt", epoch=1), weights)
+
+
+def test_what_the_file_does_not_say_is_noted(write_checkpoint: Callable[..., Path]) -> None:
+    folder = write_checkpoint(None, network_weights(1, False), "s4d.pt")
+    model, report = load_pretrained(folder)
+    assert "zoh was taken" in str(report)
+    held = model.backbone.blocks[0].mixer.kernel(5)  # type: ignore[union-attr, operator, index]
+    model, report = load_pretrained(folder, discretization="bilinear")
+    assert "zoh" not in str(report) and model.config["backbone"]["discretization"] == "bilinear"
+    assert not torch.allclose(model.backbone.blocks[0].mixer.kernel(5), held)  # type: ignore[union-attr, operator, index]
+    low_rank = network_weights(1, True)
+    assert "l_kernel" not in " ".join(load_pretrained(write_checkpoint(None, low_rank, "s4.pt"))[1].notes)
+    without = {name: x for name, x in low_rank.items() if not name.endswith("l_kernel")}
+    assert "l_kernel" in " ".join(load_pretrained(write_checkpoint(None, without, "s4.pt"))[1].notes)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_classifier_of_tokens_sees_the_mean(write_checkpoint: Callable[..., Path], bias: bool) -> None:
+    weights = network_weights(1, False)
+    weights["decoder.0.output_transform.weight"] = torch.randn(2, H)
+    weights["decoder.0.output_transform.bias"] = torch.randn(2) if bias else torch.zeros(2)
+    file = {name: x for name, x in weights.items() if bias or name != "decoder.0.output_transform.bias"}
+    model, report = load_pretrained(write_checkpoint(None, file, "lra.pt"))
+    ids = torch.randint(VOCAB, (2, 19))
+    with torch.no_grad():
+        # The mean of outputs is the output of the mean.
+        assert (model(ids) - published(weights, ids).mean(1)).abs().max() <= TOLERANCE
+    assert not report.reinitialized and ("without a bias" in str(report)) != bias
 
 
 def test_both_directions_of_s4d(write_checkpoint: Callable[..., Path]) -> None:
@@ -234,6 +285,8 @@ def test_minimal_example(write_checkpoint: Callable[..., Path]) -> None:
         ({"model.layers.0.layer.layer.kernel.C": torch.zeros(2, H, N, 2)}, "2 sets of C"),
         ({"model.layers.0.layer.layer.kernel.inv_dt": torch.zeros(H, N)}, "one step size per channel"),
         ({"model.layers.0.layer.layer.kernel.P": torch.zeros(2, 1, N, 2)}, "rank 2"),
+        ({"model.layers.0.layer.layer.kernel.l_kernel": torch.tensor(-1)}, "layer 0 has a length of -1"),
+        ({"encoder.0.emb_layers.0.weight": torch.zeros(3, H)}, "an embedding of several widths"),
         ({"model.layers.0.layer.layer.kernel.A_imag": torch.zeros(1, N + 1)}, "tensors are not those of this format"),
         ({"model.layers.0.layer.layer.kernel.A_real": torch.zeros(())}, "tensors are not those of this format"),
     ],
@@ -245,3 +298,11 @@ def test_what_cannot_be_built_is_said(write_checkpoint: Callable[..., Path], add
     del weights["model.layers.1.layer.layer.kernel.A_imag"]
     with pytest.raises(CheckpointError, match="lacks A_imag of the layer 1"):
         load_pretrained(write_checkpoint(None, weights, "x.pt"))
+
+
+def test_a_second_direction_beyond_32_bits_is_refused(write_checkpoint: Callable[..., Path]) -> None:
+    weights = network_weights(1, False, directions=2)
+    # The file's second direction is divided by exp(dt A), which is below what 32 bits hold.
+    fast = {name: torch.full_like(x, 6.0) if name.endswith("inv_dt") else x for name, x in weights.items()}
+    with pytest.raises(CheckpointError, match="the layer 0 decays too fast"):
+        load_pretrained(write_checkpoint(None, fast, "s4d.pt"))

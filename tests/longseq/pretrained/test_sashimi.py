@@ -127,6 +127,39 @@ def test_equals_the_published_network(write_checkpoint: Callable[..., Path]) -> 
     torch.testing.assert_close(torch.cat(found, 1), expected, atol=1e-6, rtol=1e-6)
 
 
+def test_version_3_of_s4d_and_no_bias(write_checkpoint: Callable[..., Path]) -> None:
+    weights = file_weights()
+    weights["decoder.output_transform.bias"] = torch.zeros(VOCAB)
+    file = {}
+    for name, x in weights.items():
+        name = name.replace("layer.kernel.", "layer.kernel.kernel.").replace("inv_dt", "log_dt").replace("A_real", "inv_A_real")
+        file[name] = -x if name.endswith("A_imag") else x[0] if name.endswith("kernel.B") else x
+    del file["decoder.output_transform.bias"]
+    model, report = load_pretrained(write_checkpoint(None, file, "sashimi.ckpt", epoch=1))
+    ids = torch.randint(VOCAB, (2, 12))
+    with torch.no_grad():
+        assert (model.double()(ids) - published(weights, ids)).abs().max() <= 1e-8
+    assert not report.unexpected and not report.reinitialized and "zoh was taken" in str(report)
+    chosen, _ = load_pretrained(write_checkpoint(None, file, "sashimi.ckpt", epoch=1), discretization="bilinear")
+    assert chosen.config["backbone"]["mixer_options"] == {"n_ssm": 2, "discretization": "bilinear"}
+
+
+def test_each_channel_may_have_its_own_poles(write_checkpoint: Callable[..., Path]) -> None:
+    weights = file_weights()
+    own = {}
+    for name, x in weights.items():
+        part = name.rpartition(".")[2]
+        if part in ("A_real", "A_imag", "B"):
+            width = weights[name.removesuffix(part) + "C"].shape[1]
+            x = x.repeat(*[1] * (part == "B"), width // 2, *[1] * (x.ndim - 1 - (part == "B")))
+        own[name] = x
+    model, report = load_pretrained(write_checkpoint(None, own, "sashimi.pt"))
+    ids = torch.randint(VOCAB, (2, 12))
+    with torch.no_grad():
+        assert (model.double()(ids) - published(weights, ids)).abs().max() <= 1e-8
+    assert model.config["backbone"]["mixer_options"] == {} and not report.unexpected
+
+
 def test_skips_belong_to_one_form() -> None:
     with pytest.raises(ValueError, match="unet=false"):
         create_backbone("sashimi", d_model=8, n_layers=1, unet=True, skips=True)
@@ -136,6 +169,7 @@ def test_what_cannot_be_built_is_said(write_checkpoint: Callable[..., Path]) -> 
     for change, problem in (
         ({"model.d_layers.1.layer.D": torch.zeros(1, H)}, "unet=true"),
         ({"model.norm.m": torch.zeros(1)}, "one scale"),
+        ({"model.c_layers.0.layer.output_linear.0.weight_g": torch.zeros(2)}, "weight norm"),
         ({"model.c_layers.0.layer.kernel.A_real": torch.zeros(4, N)}, "sets of poles"),
     ):
         with pytest.raises(CheckpointError, match=problem):

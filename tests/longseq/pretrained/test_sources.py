@@ -1,5 +1,6 @@
 """Where checkpoints come from: folders, files, runs, the hub; and files that are broken or cannot be trusted."""
 
+import argparse
 import json
 import pickle
 from collections.abc import Callable
@@ -187,6 +188,48 @@ def test_networks_saved_inside_a_wrapper(write_checkpoint: Callable[..., Path], 
     wrapped = {wrapper + name: tensor for name, tensor in weights.items()}
     model, report = load_pretrained(write_checkpoint(CONFIG, wrapped, "weights.ckpt"))
     assert torch.equal(model(ids), expected) and not report.unexpected
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda weights: {"net": weights, "acc": 0.9},
+        lambda weights: {"checkpoint": {"model": {"state_dict": weights}}},
+        lambda weights: {"state_dict": {"n_averaged": torch.tensor(3), **{f"module.{k}": x for k, x in weights.items()}}},
+        lambda weights: {"model": {name: x.to_sparse() for name, x in weights.items()}, "args": argparse.Namespace(lr=1e-3)},
+    ],
+)
+def test_containers_of_training_scripts(write_checkpoint: Callable[..., Path], place: Callable[..., Any]) -> None:
+    weights, ids = mamba_weights(), torch.randint(8, (1, 9))
+    folder = write_checkpoint(CONFIG, weights, "pytorch_model.bin")
+    expected = load_pretrained(folder)[0](ids)
+    torch.save(place(weights), folder / "model_best.pth.tar")
+    model, report = load_pretrained(folder / "model_best.pth.tar")
+    assert torch.equal(model(ids), expected) and not report.unexpected and not report.notes
+
+
+def test_a_moving_average_is_told_of(write_checkpoint: Callable[..., Path]) -> None:
+    weights, ids = mamba_weights(), torch.randint(8, (1, 9))
+    average = {name: x / 2 for name, x in weights.items()}
+    folder = write_checkpoint(CONFIG, weights, "x.pth")
+    expected, averaged = load_pretrained(folder)[0](ids), write_checkpoint(CONFIG, average)
+    torch.save({"model": weights, "model_ema": average, "epoch": 2}, folder / "x.pth")
+    model, report = load_pretrained(folder)
+    assert torch.equal(model(ids), expected) and "(model_ema), which was not taken" in str(report)
+    torch.save({"model_ema": average, "epoch": 2}, folder / "x.pth")
+    model, report = load_pretrained(folder)
+    assert torch.equal(model(ids), load_pretrained(averaged)[0](ids)) and "average of the weights alone" in str(report)
+    # A container may hold itself.
+    endless: dict[str, Any] = {}
+    endless["model"] = endless
+    torch.save(endless, folder / "x.pth")
+    with pytest.raises(CheckpointError, match="no tensors; found model"):
+        load_pretrained(folder)
+
+
+def test_a_head_is_a_mapping(write_checkpoint: Callable[..., Path]) -> None:
+    with pytest.raises(TypeError, match=r"head must be a mapping.*found 'pool'"):
+        load_pretrained(write_checkpoint(CONFIG, mamba_weights()), head="pool")
 
 
 @pytest.mark.parametrize("index", [{}, {"weight_map": {}}, {"weight_map": {"a": 3}}, {"weight_map": ["a"]}])

@@ -121,6 +121,51 @@ def test_videomamba(write_checkpoint: Callable[..., Path], frames: int) -> None:
     assert not report.unexpected and not report.missing and not report.reinitialized
 
 
+def test_a_clip_of_one_step_has_its_time_among_its_positions(write_checkpoint: Callable[..., Path]) -> None:
+    weights = file_weights(1)
+    model, report = load_pretrained(write_checkpoint(None, weights, "videomamba.pth"))
+    image = torch.rand(2, 3, SIDE * PATCH, SIDE * PATCH)
+    w = {name: x.double() for name, x in weights.items()}
+    x = patches(w, image.unsqueeze(1))[:, 0] + w["pos_embed"][:, 1:] + w["temporal_pos_embedding"]
+    x = torch.cat([(w["cls_token"] + w["pos_embed"][:, :1]).expand(2, 1, D), x], 1)
+    with torch.no_grad():
+        assert (model(image.unsqueeze(1)) - network(w, x, 1.0, 0)).abs().max() <= TOLERANCE
+    assert "single step" in report.dropped["temporal_pos_embedding"]
+
+
+def test_masked_pretraining_has_no_classifier(write_checkpoint: Callable[..., Path]) -> None:
+    weights = file_weights(2)
+    file = {name.replace("norm_f", "norm"): x for name, x in weights.items() if not name.startswith("head.")}
+    file |= {"clip_decoder.0.head.weight": torch.randn(7, D), "clip_decoder.0.norm.weight": torch.randn(7)}
+    folder = write_checkpoint(None, {f"vision_encoder.{name}": x for name, x in file.items()}, "videomamba.pth")
+    model, report = load_pretrained(folder, head={"name": "class_token", "place": "front", "n_outputs": 2})
+    assert set(report.reinitialized) == {"head.projection.weight", "head.projection.bias"}
+    assert set(report.unexpected) == {f"vision_encoder.clip_decoder.0.{part}.weight" for part in ("head", "norm")}
+    assert torch.equal(model.state_dict()["backbone.final_norm.weight"], weights["norm_f.weight"])
+    # Nothing of the decoder is taken for a classifier.
+    assert load_pretrained(folder)[0].config["head"]["n_outputs"] == 1
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "model._orig_mod.", "net.module."])
+def test_inside_another_module(write_checkpoint: Callable[..., Path], prefix: str) -> None:
+    weights = file_weights()
+    image = torch.rand(1, 3, SIDE * PATCH, SIDE * PATCH)
+    expected = load_pretrained(write_checkpoint(None, weights, "vim.pth"), format="vim")[0](image)
+    file = {**{prefix + name: x for name, x in weights.items()}, "criterion.weight": torch.ones(CLASSES)}
+    model, report = load_pretrained(write_checkpoint(None, file, "vim.ckpt", epoch=1, optimizer_states=[]), format="vim")
+    assert torch.equal(model(image), expected)
+    assert list(report.unexpected) == ["criterion.weight"] and not report.reinitialized
+
+
+def test_sixteen_bit_sums_are_made_in_thirty_two(write_checkpoint: Callable[..., Path]) -> None:
+    halves = {name: x.bfloat16() for name, x in file_weights().items()}
+    image = torch.rand(1, 3, SIDE * PATCH, SIDE * PATCH)
+    model, _ = load_pretrained(write_checkpoint(None, halves, "vim.pth"), format="vim")
+    wide = {name: x.float() for name, x in halves.items()}
+    same, _ = load_pretrained(write_checkpoint(None, wide, "vim.pth"), format="vim")
+    assert torch.equal(model(image), same(image))
+
+
 def test_two_formats_with_the_same_names_must_be_told_apart(write_checkpoint: Callable[..., Path]) -> None:
     with pytest.raises(CheckpointError, match=r"videomamba or vim.*format="):
         load_pretrained(write_checkpoint(None, file_weights(), "x.pth"))
@@ -133,12 +178,26 @@ def test_what_cannot_be_built_is_said(write_checkpoint: Callable[..., Path]) -> 
     for name, tensor, problem in (
         ("pos_embed", torch.randn(1, 12, D), "square number"),
         ("layers.1.mixer.in_proj.weight", torch.randn(2 * E, D + 1), "another shape"),
+        # These would be broadcast, or cut.
+        ("cls_token", torch.randn(1, 1, 1), r"cls_token \(1, 1, 1\): expected \(1, 1, 8\)"),
+        ("pos_embed", torch.randn(2, SIDE * SIDE + 1, D), r"pos_embed \(2, 10, 8\): expected \(1, 10, 8\)"),
+        # What changes the outputs is no tensor to leave out.
+        ("norm_f.bias", torch.zeros(D), "layer norms"),
+        ("layers.0.norm.bias", torch.zeros(D), "layer norms"),
+        ("layers.0.mixer.gamma", torch.ones(D), "a scale of each layer's output"),
+        ("rope.freqs_cos", torch.ones(9, D), "rotary positions"),
+        ("cls_token_tail", torch.ones(1, 1, D), "two class tokens"),
     ):
         with pytest.raises(CheckpointError, match=problem):
             load_pretrained(write_checkpoint(None, {**weights, name: tensor}, "x.pth"), format="vim")
-    overlapping = {**weights, "pos_embed": torch.randn(1, 730, D), "patch_embed.proj.weight": torch.randn(D, 3, 16, 16)}
-    with pytest.raises(CheckpointError, match="overlapping"):
-        load_pretrained(write_checkpoint(None, overlapping, "x.pth"), format="vim")
+    for side in (27, 55):
+        table = torch.randn(1, side * side + 1, D)
+        overlapping = {**weights, "pos_embed": table, "patch_embed.proj.weight": torch.randn(D, 3, 16, 16)}
+        with pytest.raises(CheckpointError, match="overlapping"):
+            load_pretrained(write_checkpoint(None, overlapping, "x.pth"), format="vim")
+    times = {**file_weights(1), "temporal_pos_embedding": torch.randn(1, 1, 1)}
+    with pytest.raises(CheckpointError, match="temporal_pos_embedding"):
+        load_pretrained(write_checkpoint(None, times, "x.pth"))
     del weights["cls_token"]
     with pytest.raises(CheckpointError, match="cls_token"):
         load_pretrained(write_checkpoint(None, weights, "x.pth"), format="vim")
