@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from longseq.layers.drop_path import DropPath
 from longseq.layers.marks import KeepsMarks
 from longseq.layers.mlp import MLP
-from longseq.layers.norms import LayerNorm, RMSNorm, build_norm
+from longseq.layers.norms import Norm, build_norm
 from longseq.layers.segments import number_segments
 from longseq.ops.tracing import is_exporting
 
@@ -200,7 +200,7 @@ class Block(nn.Module):
         mixer: Mixer,
         d_model: int,
         norm: str,
-        norm_eps: float,
+        norm_eps: float | None,
         prenorm: bool,
         mlp_ratio: float,
         mlp: str,
@@ -220,7 +220,7 @@ class Block(nn.Module):
         """A branch's output with what training drops of it."""
         return self.drop_path(self.dropout(update))
 
-    def add(self, x: Tensor, update: Tensor, norm: RMSNorm | LayerNorm) -> Tensor:
+    def add(self, x: Tensor, update: Tensor, norm: Norm) -> Tensor:
         """The residual sum, and post-norm's norm after it; any leading dimensions."""
         update = self.drop(update)
         return x + update if self.prenorm else norm.add(update, x)[0]
@@ -276,7 +276,7 @@ def branch_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype("cuda") if rounded else None
 
 
-def norm_pending(norm: RMSNorm | LayerNorm, pending: Pending, out_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+def norm_pending(norm: Norm, pending: Pending, out_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """The norm of a stream with its pending sum, and the stream after the sum."""
     x_BLD, update_BLD = pending
     return (norm(x_BLD, out_dtype), x_BLD) if update_BLD is None else norm.add(update_BLD, x_BLD, out_dtype)
@@ -288,7 +288,7 @@ class Stack(Backbone):
     Args:
         mixers: one per layer, each `(B, L, d_model) -> (B, L, d_model)`.
         d_model: width in and out.
-        norm: `layer` (LayerNorm) or `rms` (RMSNorm).
+        norm: `layer` (LayerNorm), `rms` (RMSNorm), or `scalar` (one weight and one bias for all channels, as in published S4).
         norm_eps: added to the variance.
         prenorm: True for `x + f(norm(x))`, False for `norm(x + f(x))`.
         final_norm: a norm after the last block (pre-norm only).
@@ -306,7 +306,7 @@ class Stack(Backbone):
         mixers: Sequence[Mixer],
         d_model: int,
         *,
-        norm: Literal["layer", "rms"] = "layer",
+        norm: Literal["layer", "rms", "scalar"] = "layer",
         norm_eps: float = 1e-5,
         prenorm: bool = True,
         final_norm: bool = True,
@@ -359,7 +359,7 @@ class Stack(Backbone):
         x_BLD, update_BLD = pending
         if isinstance(self.final_norm, nn.Identity):
             return x_BLD if update_BLD is None else x_BLD + update_BLD
-        return norm_pending(cast(LayerNorm, self.final_norm), pending)[0]
+        return norm_pending(cast(Norm, self.final_norm), pending)[0]
 
     def init_state(self, batch_size: int) -> State:
         if not self.can_step:

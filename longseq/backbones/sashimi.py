@@ -48,6 +48,7 @@ class SaShiMi(Backbone):
         mixer_options: its own options.
         d_state: the mixer's; None for its default.
         mlp_ratio: the MLP's hidden width over that of its resolution; 0 for none.
+        norm: `layer`, `rms`, or `scalar` (one weight and one bias for all channels, as in published checkpoints).
         dropout: on each branch's output.
 
     Raises:
@@ -74,6 +75,7 @@ class SaShiMi(Backbone):
         mixer_options: dict[str, Any] | None = None,
         d_state: int | None = None,
         mlp_ratio: float = 2.0,
+        norm: str = "layer",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -87,7 +89,7 @@ class SaShiMi(Backbone):
 
         def layers(width: int) -> "Layers":
             mixers = [create_mixer(mixer, width, n_layers=n_layers, layer_index=i, **own) for i in range(n_layers)]
-            return Layers([Block(m, width, "layer", 1e-5, True, mlp_ratio, "gelu", dropout, 0.0) for m in mixers], skips)
+            return Layers([Block(m, width, norm, None, True, mlp_ratio, "gelu", dropout, 0.0) for m in mixers], skips)
 
         # From the coarsest resolution outwards.
         inner: Layers | Resolution = layers(widths[-1])
@@ -96,7 +98,7 @@ class SaShiMi(Backbone):
                 widths[i], widths[i + 1], pool[i], layers(widths[i]) if unet else Layers([]), inner, layers(widths[i]), skips
             )
         self.outer = inner
-        self.final_norm = build_norm("layer", d_model)
+        self.final_norm = build_norm(norm, d_model)
         mixers = [block.mixer for block in self.modules() if isinstance(block, Block)]
         if not all(m.causal and m.can_step for m in mixers):
             raise ValueError(f"mixer={mixer!r} sees the future: pooled resolutions with a shift need a causal mixer")

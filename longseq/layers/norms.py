@@ -56,11 +56,38 @@ class LayerNorm(Norm):
         super().__init__(d_model, eps, bias=True)
 
 
-NORMS: dict[str, type[RMSNorm] | type[LayerNorm]] = {"layer": LayerNorm, "rms": RMSNorm}
+class ScalarNorm(Norm):
+    """`y = (x - mean + bias) / sqrt(var + eps) * weight` with one bias and one weight for all channels.
+
+    The norm of published S4 and SaShiMi, whose training code keeps time last; it adds nothing to the variance, which here
+    keeps positions of zeros finite.
+    """
+
+    def __init__(self, d_model: int, eps: float = 1e-10) -> None:
+        del d_model
+        super().__init__(1, eps, bias=True)
+
+    def forward(self, x: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        variance, mean = torch.var_mean(wide, dim=-1, correction=0, keepdim=True)
+        assert self.bias is not None
+        y = (wide - mean + self.bias) * (torch.rsqrt(variance + self.eps) * self.weight)
+        return y.to(out_dtype or x.dtype)
+
+    def add(self, update: Tensor, x: Tensor, out_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        total = x + update
+        return self.forward(total, out_dtype), total
 
 
-def build_norm(name: str, d_model: int, eps: float = 1e-5) -> RMSNorm | LayerNorm:
-    """A norm by name: `layer` or `rms`."""
+NORMS: dict[str, type[RMSNorm] | type[LayerNorm] | type[ScalarNorm]] = {
+    "layer": LayerNorm,
+    "rms": RMSNorm,
+    "scalar": ScalarNorm,
+}
+
+
+def build_norm(name: str, d_model: int, eps: float | None = None) -> Norm:
+    """A norm by name: `layer`, `rms` or `scalar`; `eps` is its own if left out."""
     if name not in NORMS:
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, found {name!r}")
-    return NORMS[name](d_model, eps)
+    return NORMS[name](d_model) if eps is None else NORMS[name](d_model, eps)

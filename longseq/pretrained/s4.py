@@ -29,7 +29,6 @@ _KERNEL = _INNER + r"kernel\.(?:kernel\.)?"
 REAL_PART = r"(?:A_real|log_A_real|inv_A_real|inv_w_real|log_w_real)"
 _UNSUPPORTED = (
     (r"\.norm\.(norm\.)?running_mean$|^norms\.\d+\.running_mean$", "batch norm, which a stack does not have"),
-    (r"\.norm\.norm\.[ms]$", "a layer norm with one scale for all channels, which a stack does not have"),
     (r"layers\.\d+\.layer\.ff\.", "feed-forward layers between the state-space layers"),
     (r"weight_g$", "weight norm"),
     (r"output_gate|input_gate|input_linear", "a gated or bottlenecked layer"),
@@ -54,7 +53,7 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
     n_directions = _directions(weights)
     minimal = any(re.search(r"kernel\.log_A_real$", name) for name in weights)
     low_rank = any(re.search(r"kernel\.P$", name) for name in weights)
-    final_norm = any(re.fullmatch(r"(?:model\.)?norm\.(norm\.)?weight", name) for name in weights)
+    final_norm = any(re.fullmatch(r"(?:model\.)?norm\.(norm\.)?(weight|s)", name) for name in weights)
     poles = find(weights, r"(A_real|w_real)", "diagonal of A")
     embedding = _embedding(weights)
     return {
@@ -66,7 +65,7 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
             "d_state": 2 * poles.shape[-1],
             "n_ssm": d_model if minimal else poles.shape[0],
             "causal": n_directions == 1,
-            "norm": "layer",
+            **norm_options(weights),
             "mlp_ratio": 0.0,
             "prenorm": final_norm,
             **chosen_discretization(options),
@@ -121,6 +120,8 @@ def rename(weights: Weights, config: Config, options: Options) -> Renaming:
         (_INNER + r"D", mixer + "D"),
         (_LAYER + r"(?:layer\.)?output_linear\.0\.(weight|bias)", mixer + r"output.linear.\2"),
         (_LAYER + r"norm\.(?:norm\.)?(weight|bias)", r"backbone.blocks.\1.norm1.\2"),
+        *scalar_norm_rules(_LAYER, r"backbone.blocks.\1.norm1."),
+        *scalar_norm_rules(r"(?:model\.)?", "backbone.final_norm."),
         (r"norms\.(\d+)\.(weight|bias)", r"backbone.blocks.\1.norm1.\2"),
         (r"(?:model\.)?norm\.(?:norm\.)?(weight|bias)", r"backbone.final_norm.\1"),
         (r"decoder\.(?:\d+\.)?(?:output_transform\.)?(weight|bias)", r"head.projection.\1"),
@@ -133,6 +134,17 @@ def rename(weights: Weights, config: Config, options: Options) -> Renaming:
     if _head(weights, _embedding(weights))["name"] == "pool":
         add_zero_bias(renaming, "head.projection")
     return renaming
+
+
+def scalar_norm_rules(place: str, new: str) -> list[tuple[str, str]]:
+    """Of the norm with one weight `s` and one bias `m` for all channels."""
+    return [(place + r"norm\.(?:norm\.)?s", new + "weight"), (place + r"norm\.(?:norm\.)?m", new + "bias")]
+
+
+def norm_options(weights: Weights) -> dict[str, Any]:
+    """The kind of norm, and what it adds to the variance where that is not the backbone's default."""
+    scalar = any(re.search(r"norm\.(norm\.)?s$", name) for name in weights)
+    return {"norm": "scalar", "norm_eps": 1e-10} if scalar else {"norm": "layer"}
 
 
 def chosen_discretization(options: Options) -> dict[str, Any]:

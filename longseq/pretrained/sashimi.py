@@ -22,7 +22,6 @@ OPTIONS: Options = s4.OPTIONS
 TOKENS: dict[str, int] = {}
 _MODEL = r"(?:model\.)?"
 _UNSUPPORTED = (
-    (r"norm\.(norm\.)?[ms]$", "a layer norm with one scale for all channels, which the backbone does not have"),
     (r"output_gate|input_gate|input_linear|gate\.", "a gated or bottlenecked layer"),
     (r"running_mean$", "batch norm, which the backbone does not have"),
     (r"weight_g$", "weight norm"),
@@ -66,6 +65,7 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
             "d_state": 2 * poles.shape[-1],
             "mixer_options": {**_sets(weights), **s4.chosen_discretization(options)},
             "mlp_ratio": feedforward.shape[0] / feedforward.shape[1],
+            "norm": s4.norm_options(weights)["norm"],
         },
         "head": {"name": "token", "n_outputs": head.shape[0], "bias": _has_bias(weights)},
     }
@@ -75,8 +75,8 @@ def _down(weights: Weights, i: int) -> tuple[int, int, int]:
     """Width of the coarser resolution, own width, and inputs of the map between them."""
     weight = find(weights, rf"d_layers\.{i}\.linear\.(?:0\.)?weight", f"pooling {i}")
     n_pools = count(weights, _MODEL + r"d_layers\.(\d+)\.")
-    up = find(weights, rf"u_layers\.{n_pools - 1 - i}\.1\.norm\.(?:norm\.)?weight", f"layers of resolution {i}")
-    return weight.shape[0], up.shape[0], weight.shape[1]
+    skip = find(weights, rf"u_layers\.{n_pools - 1 - i}\.1\.layer\.(?:layer\.)?D", f"layers of resolution {i}")
+    return weight.shape[0], skip.shape[-1], weight.shape[1]
 
 
 def _sets(weights: Weights) -> dict[str, int]:
@@ -124,6 +124,7 @@ def rename(weights: Weights, config: Config, options: Options) -> Renaming:
             mixers.append((ssm, block + "mixer."))
     rules += [
         (_MODEL + r"norm\.(?:norm\.)?(weight|bias)", r"backbone.final_norm.\1"),
+        *s4.scalar_norm_rules(_MODEL, "backbone.final_norm."),
         (r"encoder\.(?:\d+\.)?weight", "embedding.embedding.weight"),
         (r"decoder\.(?:\d+\.)?(?:output_transform\.)?(weight|bias)", r"head.projection.\1"),
     ]
@@ -146,6 +147,8 @@ def _block_rules(ssm: str, mlp: str, block: str) -> list[tuple[str, str]]:
         (inner + "D", f"{block}mixer.D"),
         (ssm + r"layer\.output_linear\.0\.(weight|bias)", rf"{block}mixer.output.linear.\1"),
         (ssm + r"norm\.(?:norm\.)?(weight|bias)", rf"{block}norm1.\1"),
+        *s4.scalar_norm_rules(ssm, f"{block}norm1."),
+        *s4.scalar_norm_rules(mlp, f"{block}norm2."),
         (mlp + r"layer\.ff\.0\.(?:0\.)?(weight|bias)", rf"{block}mlp.fc1.\1"),
         (mlp + r"layer\.ff\.[1-3]\.(?:0\.)?(weight|bias)", rf"{block}mlp.fc2.\1"),
         (mlp + r"norm\.(?:norm\.)?(weight|bias)", rf"{block}norm2.\1"),
@@ -167,7 +170,7 @@ def _reorder_pools(renaming: Renaming, n_pools: int) -> None:
         if absent:
             raise CheckpointError(f"the checkpoint lacks {absent[0]}: expected maps of {n_pools} pools")
         down, up, bias = (tensors[name].squeeze(-1) if tensors[name].ndim == 3 else tensors[name] for name in names)
-        width = tensors[f"{here}.after.blocks.0.norm1.weight"].shape[0]
+        width = tensors[f"{here}.after.blocks.0.mixer.D"].shape[-1]
         pool = down.shape[1] // width
         tensors[names[0]] = down.unflatten(1, (width, pool)).transpose(1, 2).flatten(1)
         tensors[names[1]] = up.unflatten(0, (width, pool)).transpose(0, 1).flatten(0, 1)

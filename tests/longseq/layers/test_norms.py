@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from longseq.backbone import Block, Stack
+from longseq.layers.norms import ScalarNorm
 from longseq.registry import create_backbone
 
 CASES = [
@@ -12,6 +13,7 @@ CASES = [
     {"name": "hyena", "max_length": 32, "norm": "rms"},
     {"name": "longformer", "prenorm": False, "n_heads": 2},
     {"name": "mamba", "final_norm": False, "mlp_ratio": 2.0},
+    {"name": "s4d", "norm": "scalar"},
     {"name": "mamba2", "gradient_checkpointing": True},
 ]
 
@@ -23,6 +25,9 @@ def one_by_one(stack: Stack, x_BLD: Tensor) -> Tensor:
         if isinstance(module, nn.Identity):
             return x
         weight, bias = module.get_parameter("weight"), dict(module.named_parameters()).get("bias")
+        if isinstance(module, ScalarNorm) and bias is not None:
+            variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+            return (x - mean + bias) * weight / (variance + 1e-5).sqrt()
         if bias is None:
             return nn.functional.rms_norm(x, x.shape[-1:], weight, 1e-5)
         return nn.functional.layer_norm(x, x.shape[-1:], weight, bias, 1e-5)

@@ -111,8 +111,12 @@ def state_space(kernel: dict[str, Tensor], D: Tensor, u: Tensor) -> Tensor:
     return y
 
 
-def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.nn.functional.layer_norm(x, (H,), weight.double(), bias.double())
+def norm(w: dict[str, Tensor], at: str, x: Tensor) -> Tensor:
+    if at + "s" in w:
+        return (
+            w[at + "s"].double() / x.std(-1, correction=0, keepdim=True) * (x - x.mean(-1, keepdim=True) + w[at + "m"].double())
+        )
+    return torch.nn.functional.layer_norm(x, (H,), w[at + "weight"].double(), w[at + "bias"].double())
 
 
 def mix(w: dict[str, Tensor], layer: str, u: Tensor) -> Tensor:
@@ -128,9 +132,18 @@ def published(w: dict[str, Tensor], ids: Tensor) -> Tensor:
     x = w["encoder.0.weight"].double()[ids]
     for i in range(LAYERS):
         at = f"model.layers.{i}."
-        x = x + mix(w, at + "layer.", norm(x, w[at + "norm.norm.weight"], w[at + "norm.norm.bias"]))
-    x = norm(x, w["model.norm.norm.weight"], w["model.norm.norm.bias"])
+        x = x + mix(w, at + "layer.", norm(w, at + "norm.norm.", x))
+    x = norm(w, "model.norm.norm.", x)
     return x @ w["decoder.0.output_transform.weight"].double().T + w["decoder.0.output_transform.bias"].double()
+
+
+def with_scalar_norms(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The training code's norm where time is last: one weight and one bias for all channels."""
+    new = {}
+    for name, x in weights.items():
+        scalar = name.replace("norm.weight", "norm.s").replace("norm.bias", "norm.m")
+        new[scalar] = x if scalar == name else x[:1]
+    return new
 
 
 def as_version_3(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -179,6 +192,11 @@ def test_training_code(write_checkpoint: Callable[..., Path], version: int, sets
     model, report = load_pretrained(folder)
     assert model.config["backbone"]["name"] == backbone
     assert report.format == "s4"
+
+
+def test_norms_with_one_weight_for_all_channels(write_checkpoint: Callable[..., Path]) -> None:
+    weights = with_scalar_norms(network_weights(2, True))
+    check(write_checkpoint(None, as_version_3(weights), "s4.pt"), weights)
 
 
 @pytest.mark.parametrize("sets", [1, 2, H])
@@ -269,7 +287,7 @@ def test_minimal_example(write_checkpoint: Callable[..., Path]) -> None:
         }
         h = torch.nn.functional.gelu(state_space(kernel, w["D"], y))
         h = h @ w["output_linear.0.weight"].squeeze(-1).double().T + w["output_linear.0.bias"].double()
-        y = norm(y + torch.nn.functional.glu(h, -1), weights[f"norms.{i}.weight"], weights[f"norms.{i}.bias"])
+        y = norm(weights, f"norms.{i}.", y + torch.nn.functional.glu(h, -1))
     expected = y.mean(1) @ weights["decoder.weight"].double().T + weights["decoder.bias"].double()
     with torch.no_grad():
         assert (model(x) - expected).abs().max() <= TOLERANCE
@@ -280,7 +298,6 @@ def test_minimal_example(write_checkpoint: Callable[..., Path]) -> None:
     ("added", "problem"),
     [
         ({"model.layers.0.norm.norm.running_mean": torch.zeros(H)}, "batch norm"),
-        ({"model.layers.0.norm.norm.m": torch.zeros(1)}, "one scale for all channels"),
         ({"model.layers.0.layer.output_linear.0.weight_g": torch.zeros(2)}, "weight norm"),
         ({"model.layers.0.layer.layer.kernel.C": torch.zeros(2, H, N, 2)}, "2 sets of C"),
         ({"model.layers.0.layer.layer.kernel.inv_dt": torch.zeros(H, N)}, "one step size per channel"),

@@ -74,8 +74,14 @@ def state_space(w: dict[str, Tensor], at: str, u_BLH: Tensor) -> Tensor:
     return y
 
 
+def norm(w: dict[str, Tensor], at: str, x: Tensor) -> Tensor:
+    if at + "s" in w:
+        return w[at + "s"] / x.std(-1, correction=0, keepdim=True) * (x - x.mean(-1, keepdim=True) + w[at + "m"])
+    return layer_norm(x, x.shape[-1:], w[at + "weight"], w[at + "bias"])
+
+
 def layer(w: dict[str, Tensor], at: str, x: Tensor) -> Tensor:
-    z = layer_norm(x, x.shape[-1:], w[f"{at}norm.weight"], w[f"{at}norm.bias"])
+    z = norm(w, f"{at}norm.", x)
     if f"{at}layer.ff.2.weight" in w:
         z = gelu(z @ w[f"{at}layer.ff.0.0.weight"].T + w[f"{at}layer.ff.0.0.bias"].flatten())
         return x + z @ w[f"{at}layer.ff.2.weight"].T + w[f"{at}layer.ff.2.bias"].flatten()
@@ -106,7 +112,7 @@ def published(weights: dict[str, Tensor], ids: Tensor) -> Tensor:
         for j in range(2 * PAIRS):
             x = layer(w, f"u_layers.{i}.{1 + j}.", x)
         x = x + outputs.pop()
-    x = layer_norm(x, (H,), w["norm.weight"], w["norm.bias"])
+    x = norm(w, "norm.", x)
     return x @ w["decoder.output_transform.weight"].T + w["decoder.output_transform.bias"]
 
 
@@ -125,6 +131,18 @@ def test_equals_the_published_network(write_checkpoint: Callable[..., Path]) -> 
             y, state = model.forward_chunk(part, state)
             found.append(y)
     torch.testing.assert_close(torch.cat(found, 1), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_norms_with_one_weight_for_all_channels(write_checkpoint: Callable[..., Path]) -> None:
+    weights = {}
+    for name, x in file_weights().items():
+        scalar = name.replace("norm.weight", "norm.s").replace("norm.bias", "norm.m")
+        weights[scalar] = x if scalar == name else x[:1]
+    model, report = load_pretrained(write_checkpoint(None, weights, "sashimi.pt"))
+    assert not report.unexpected and not report.missing
+    ids = torch.randint(VOCAB, (2, 12))
+    with torch.no_grad():
+        assert (model.double()(ids) - published(weights, ids)).abs().max() <= 1e-7
 
 
 def test_version_3_of_s4d_and_no_bias(write_checkpoint: Callable[..., Path]) -> None:
@@ -168,7 +186,6 @@ def test_skips_belong_to_one_form() -> None:
 def test_what_cannot_be_built_is_said(write_checkpoint: Callable[..., Path]) -> None:
     for change, problem in (
         ({"model.d_layers.1.layer.D": torch.zeros(1, H)}, "unet=true"),
-        ({"model.norm.m": torch.zeros(1)}, "one scale"),
         ({"model.c_layers.0.layer.output_linear.0.weight_g": torch.zeros(2)}, "weight norm"),
         ({"model.c_layers.0.layer.kernel.A_real": torch.zeros(4, N)}, "sets of poles"),
     ):

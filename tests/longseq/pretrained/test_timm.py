@@ -62,7 +62,7 @@ def test_heads_are_those_of_the_named_network(write_checkpoint: Callable[..., Pa
         torch.nn.init.normal_(parameter, std=0.1)
     config = {"architecture": "vit_huge_patch14_224", "pretrained_cfg": CONFIG["pretrained_cfg"]}
     opened = open_pretrained(write_checkpoint(config, network.state_dict()))
-    assert opened.config["backbone"]["n_heads"] == network.blocks[0].attn.num_heads == 16
+    assert opened.config["backbone"]["n_heads"] == network.get_submodule("blocks.0.attn").num_heads == 16
     named = {**config, "model_args": {"num_heads": 20}}
     assert open_pretrained(write_checkpoint(named, network.state_dict())).config["backbone"]["n_heads"] == 20
     with pytest.raises(CheckpointError, match="no model of timm's"):
