@@ -11,7 +11,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,27 +28,35 @@ _MOST_ROUNDS = 50
 _MIB = 2.0**20
 
 
-def once_ms(call: Call, device: str) -> float:
-    """One call's time, in milliseconds: between events on a GPU, by the clock on a CPU."""
-    if device != "cuda":
-        return host_ms(call)
-    _flush()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    call()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end)
+class Spent(NamedTuple):
+    """Milliseconds of a call: on the device, and how long it kept the host, which runs ahead of a GPU."""
+
+    ms: float
+    host_ms: float
 
 
-def host_ms(call: Call) -> float:
-    """How long a call keeps the host; what it started on a GPU may still run."""
+def once(call: Call, device: str) -> Spent:
+    """One call: between events on a GPU, by the clock on a CPU."""
+    if device == "cuda":
+        _flush()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
     started = time.perf_counter()
     call()
-    return (time.perf_counter() - started) * 1e3
+    host_ms = (time.perf_counter() - started) * 1e3
+    if device != "cuda":
+        return Spent(host_ms, host_ms)
+    end.record()
+    torch.cuda.synchronize()
+    return Spent(start.elapsed_time(end), host_ms)
 
 
-def in_turns(calls: Sequence[Call], device: str, seconds: float, expected_ms: float) -> list[float]:
+def once_ms(call: Call, device: str) -> float:
+    """One call's time on the device."""
+    return once(call, device).ms
+
+
+def in_turns(calls: Sequence[Call], device: str, seconds: float, expected_ms: float) -> list[Spent]:
     """Medians in milliseconds of calls made in turns, after a warm-up that was made elsewhere.
 
     Args:
@@ -61,13 +69,14 @@ def in_turns(calls: Sequence[Call], device: str, seconds: float, expected_ms: fl
         return []
     fitting = int(1e3 * seconds / max(expected_ms, 1e-3))
     rounds = min(_MOST_ROUNDS, max(fitting, 3 if fitting else 1))
-    times: list[list[float]] = [[] for _ in calls]
+    times: list[list[Spent]] = [[] for _ in calls]
     for _ in range(rounds):
         for call, column in zip(calls, times, strict=True):
             with contextlib.suppress(torch.OutOfMemoryError):
                 # Alone it had the memory; beside the others' inputs it may not.
-                column.append(once_ms(call, device))
-    return [statistics.median(column) if column else NAN for column in times]
+                column.append(once(call, device))
+    # The middle one of each by itself.
+    return [Spent(*map(statistics.median, zip(*column, strict=True))) if column else Spent(NAN, NAN) for column in times]
 
 
 def copy_bandwidth(device: str) -> float:

@@ -1,7 +1,6 @@
 """Every operator in each of its implementations beside whichever peers can be imported: time, memory, share of the floor."""
 
 import fnmatch
-import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +18,6 @@ from longseq.pipelines.bench_peers import peers_of
 from longseq.pipelines.bench_sizes import OPERATORS, Size, show, sizes_of
 
 NAN = float("nan")
-_HOST_CALLS = 9
 
 
 @dataclass
@@ -81,9 +79,9 @@ def _time_case(case: Case, options: Options, device: str, bandwidth: float) -> l
         seconds, expected_ms = 0.5 * options.budget_s * len(quick), sum(entrant.warm_ms[i] for entrant in quick)
         calls = [entrant.forward if key == "forward" else entrant.both for entrant in quick]
         for entrant, median in zip(quick, bench_clock.in_turns(calls, device, seconds, expected_ms), strict=True):
-            entrant.found[key] = median
-    for entrant in quick:
-        time_host(entrant, device)
+            entrant.found[key] = median.ms
+            if device == "cuda":
+                entrant.found[f"host_{key}"] = median.host_ms
     floors = [1e3 * count / bandwidth for count in case.floor_bytes(ready[0].slopes)] if ready else []
     return [row(entrant, case, floors) for entrant in entrants]
 
@@ -124,18 +122,6 @@ def warm(entrant: Entrant, device: str, budget_s: float) -> Entrant:
     return entrant
 
 
-def time_host(entrant: Entrant, device: str) -> None:
-    """What its launches take: where that is more than the device's time, a program that runs eagerly waits for the host."""
-    if device != "cuda":
-        return
-    for key, function in (("forward", entrant.forward), ("backward", entrant.both)):
-        times = []
-        for _ in range(_HOST_CALLS):
-            torch.cuda.synchronize()
-            times.append(bench_clock.host_ms(function))
-        entrant.found[f"host_{key}"] = statistics.median(times)
-
-
 def row(entrant: Entrant, case: Case, floors: list[float]) -> Timing:
     """What was found of it, as a line of the table."""
     found, best = entrant.found, [NAN, NAN]
@@ -173,8 +159,8 @@ def time_mamba(size: Size, options: Options, device: str) -> Iterator[Timing]:
     with torch.no_grad():
         expected = sum([bench_clock.once_ms(call, device) for call in calls.values() for _ in range(2)][1::2])
         spent = bench_clock.in_turns(list(calls.values()), device, options.budget_s, expected)
-    first = spent[0]
-    for name, ms in zip(calls, spent, strict=True):
+    first = spent[0].ms
+    for name, (ms, _) in zip(calls, spent, strict=True):
         note = "" if name == "longseq" else f"{ms / first:.1f} times longseq's"
         yield Timing("mamba", f"{show(size)} 4 layers", name, ms, note=note)
     # Longer, the peer's backward pass takes minutes.

@@ -114,7 +114,7 @@ def time_preset(name: str, preset: Preset, implementation: str, options: Options
             row.memory_mib = held + bench_clock.peak_mib(lambda: spent.append(bench_clock.once_ms(step, device)), device)
             # A step that takes longer than all may is not repeated.
             slow = spent[0] > 1e3 * options.budget_s
-            row.step_ms = spent[0] if slow else bench_clock.in_turns([step], device, options.budget_s, spent[0])[0]
+            row.step_ms = spent[0] if slow else bench_clock.in_turns([step], device, options.budget_s, spent[0])[0].ms
             found = shares(step, device) if options.profile else []
     except Exception as error:
         if not bench_clock.is_out_of_memory(error):
