@@ -114,6 +114,8 @@ def launch(
 ) -> None:
     """Launches a kernel; its constants, which stand last in its signature, are given by name and in any order."""
     names = kernel.arg_names[len(tensors) + len(numbers) :]
+    if len(names) != len(constants):
+        raise TypeError(f"the kernel's constants are {', '.join(names)}; found {', '.join(constants)}")
     ordered = tuple([constants[name] for name in names])
     prepare(kernel, grid, tuple(numbers), ordered, warps, registers=registers)(*tensors)
 
