@@ -6,10 +6,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from longseq.ops.add_norm.chunked import add_norm_chunked
 from longseq.ops.add_norm.triton_kernels import add_norm_backward, add_norm_forward
+from longseq.ops.eager import without_dispatcher
 from longseq.ops.self_check import worst
 from longseq.ops.tracing import runs_eagerly
 from longseq.ops.triton_launch import on_device, prepare
@@ -76,8 +76,7 @@ def add_norm_triton(
     sum_dtype = sum_dtype or promoted
     rows = [None if v is None else v.reshape(-1, v.shape[-1]) for v in (x, residual, gate)]
     arguments = (*rows, weight_D, bias_D, kind == "layer", eps, n_groups, sum_dtype, out_dtype or sum_dtype)
-    # A custom operator costs about as much time on the CPU as the kernels take on a GPU; only graphs need it.
-    y, total, *_ = (_AddNorm.apply if runs_eagerly(x) else _add_norm)(*arguments)
+    y, total, *_ = (_eager if runs_eagerly(x) else _add_norm)(*arguments)
     # Nothing was added or rounded: the sum is x.
     return y.view(x.shape), x if residual is None and sum_dtype == x.dtype else total.view(x.shape)
 
@@ -223,6 +222,7 @@ def _(dy, dsum, total, gate, weight, mean, rstd, has_bias, x_dtype, residual_dty
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x, residual, gate, weight, bias, *_ = inputs
     _, total, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
     stored = total.ndim == 2
     ctx.save_for_backward(total if stored else x, gate, weight, mean, rstd)
     ctx.stored, ctx.x_dtype = stored, x.dtype
@@ -232,13 +232,14 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, dy, dsum, _dmean=None, _drstd=None, gradients: Any = _add_norm_backward):  # type: ignore[no-untyped-def]
+def _backward(ctx, dy, dsum, _dmean=None, _drstd=None):  # type: ignore[no-untyped-def]
     total, gate, weight, mean, rstd = ctx.saved_tensors
     if dy is None:
         dy = torch.zeros_like(total)
     dsum = dsum if ctx.stored else None
     arguments = (dy, dsum, total, gate, weight, mean, rstd, ctx.bias_dtype is not None, ctx.x_dtype, ctx.residual_dtype)
-    dx, dresidual, dgate, dweight, dbias = gradients(*arguments)
+    backward = _gradients if runs_eagerly(total) else _add_norm_backward
+    dx, dresidual, dgate, dweight, dbias = backward(*arguments)
     if ctx.residual_dtype is None:
         dresidual = None
     elif ctx.residual_dtype == ctx.x_dtype:
@@ -250,17 +251,5 @@ def _backward(ctx, dy, dsum, _dmean=None, _drstd=None, gradients: Any = _add_nor
 _add_norm.register_autograd(_backward, setup_context=_setup_context)
 
 
-class _AddNorm(torch.autograd.Function):
-    """The same without the dispatcher, where nothing is traced."""
-
-    @staticmethod
-    def forward(ctx, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[no-untyped-def]
-        output = _normalize(*arguments)
-        _setup_context(ctx, arguments, output)
-        ctx.mark_non_differentiable(*output[2:])
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *gradients: Any):  # type: ignore[no-untyped-def, override]
-        return _backward(ctx, *gradients, gradients=_gradients)
+# The same without torch's dispatcher.
+_eager = without_dispatcher(_normalize, _setup_context, _backward)
