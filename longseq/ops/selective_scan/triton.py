@@ -35,7 +35,7 @@ from longseq.ops.selective_scan.triton_choices import (
 from longseq.ops.selective_scan.triton_gradients import scan_gradients
 from longseq.ops.selective_scan.triton_kernels import combine_stretches, scan_forward
 from longseq.ops.selective_scan.triton_steps import scan_steps, walk_states
-from longseq.ops.self_check import largest_error
+from longseq.ops.self_check import largest_error, launch_all
 from longseq.ops.tracing import runs_eagerly
 from longseq.ops.triton_launch import compile_ahead, launch, on_device
 
@@ -108,17 +108,8 @@ def self_check() -> float:
         values = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
         values[2] = -values[2].abs()
         cases.append([v.bfloat16() if v.dim() == 3 else v for v in values])
-    compile_ahead(lambda: [_run_all(*values) for values in cases])
+    compile_ahead(lambda: [launch_all(_run_forward, _run_backward, values) for values in cases])
     return largest_error(selective_scan_triton, selective_scan_chunked, cases, generator, dt_softplus=True)
-
-
-def _run_all(*values: Tensor) -> None:
-    """The launches of forward, of forward for training, and of backward."""
-    given: tuple[Any, ...] = (*values, None, None, None, True, False)
-    _run_forward(*given, save=False)
-    y_BLD, state_BDN, kept = _run_forward(*given, save=True)
-    rest: tuple[Any, ...] = (*values, None, None, kept, True, False)
-    _run_backward(y_BLD, state_BDN, *rest)
 
 
 def _choices(x_BLD: Tensor, n_states: int) -> tuple[Choice, Choice]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from longseq.ops.chunks import segment_starts
 from longseq.ops.eager import without_dispatcher
 from longseq.ops.gpu import family
-from longseq.ops.self_check import largest_error
+from longseq.ops.self_check import largest_error, launch_all
 from longseq.ops.ssd.chunked import ssd_chunked
 from longseq.ops.ssd.triton_backward import ssd_input_gradients, ssd_map_gradients
 from longseq.ops.ssd.triton_choices import MAX_STATE_ELEMENTS, MAX_STATES, MAX_WIDTH, Choice, block_of, choose
@@ -90,17 +90,8 @@ def self_check() -> float:
         values = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
         values[2] = -values[2].abs()
         cases.append([v.bfloat16() if v.dim() > 1 else v for v in values])
-    compile_ahead(lambda: [_run_all(*values) for values in cases])
+    compile_ahead(lambda: [launch_all(_run_forward, _run_backward, values) for values in cases])
     return largest_error(ssd_triton, ssd_chunked, cases, generator, dt_softplus=True)
-
-
-def _run_all(*values: Tensor) -> None:
-    """The launches of forward, of forward for training, and of backward."""
-    given: tuple[Any, ...] = (*values, None, None, None, True, False)
-    _run_forward(*given, save=False)
-    y_BLHP, state_BHPN, kept = _run_forward(*given, save=True)
-    rest: tuple[Any, ...] = (*values, None, None, kept, True, False)
-    _run_backward(y_BLHP, state_BHPN, *rest)
 
 
 def _choice(x: Tensor, wide: bool) -> Choice:
