@@ -289,7 +289,7 @@ class Stack(Backbone):
         mixers: one per layer, each `(B, L, d_model) -> (B, L, d_model)`.
         d_model: width in and out.
         norm: `layer` (LayerNorm), `rms` (RMSNorm), or `scalar` (one weight and one bias for all channels, as in published S4).
-        norm_eps: added to the variance.
+        norm_eps: added to the variance; None for the norm's own, 1e-5 for the first two.
         prenorm: True for `x + f(norm(x))`, False for `norm(x + f(x))`.
         final_norm: a norm after the last block (pre-norm only).
         mlp_ratio: the MLP's hidden width over d_model; 0 for no MLP.
@@ -307,7 +307,7 @@ class Stack(Backbone):
         d_model: int,
         *,
         norm: Literal["layer", "rms", "scalar"] = "layer",
-        norm_eps: float = 1e-5,
+        norm_eps: float | None = None,
         prenorm: bool = True,
         final_norm: bool = True,
         mlp_ratio: float = 4.0,

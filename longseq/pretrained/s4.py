@@ -65,7 +65,7 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
             "d_state": 2 * poles.shape[-1],
             "n_ssm": d_model if minimal else poles.shape[0],
             "causal": n_directions == 1,
-            **norm_options(weights),
+            "norm": norm_name(weights),
             "mlp_ratio": 0.0,
             "prenorm": final_norm,
             **chosen_discretization(options),
@@ -141,10 +141,9 @@ def scalar_norm_rules(place: str, new: str) -> list[tuple[str, str]]:
     return [(place + r"norm\.(?:norm\.)?s", new + "weight"), (place + r"norm\.(?:norm\.)?m", new + "bias")]
 
 
-def norm_options(weights: Weights) -> dict[str, Any]:
-    """The kind of norm, and what it adds to the variance where that is not the backbone's default."""
-    scalar = any(re.search(r"norm\.(norm\.)?s$", name) for name in weights)
-    return {"norm": "scalar", "norm_eps": 1e-10} if scalar else {"norm": "layer"}
+def norm_name(weights: Weights) -> str:
+    """The kind of norm, one for all layers."""
+    return "scalar" if any(re.search(r"norm\.(norm\.)?s$", name) for name in weights) else "layer"
 
 
 def chosen_discretization(options: Options) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
             "d_state": 2 * poles.shape[-1],
             "mixer_options": {**_sets(weights), **s4.chosen_discretization(options)},
             "mlp_ratio": feedforward.shape[0] / feedforward.shape[1],
-            "norm": s4.norm_options(weights)["norm"],
+            "norm": s4.norm_name(weights),
         },
         "head": {"name": "token", "n_outputs": head.shape[0], "bias": _has_bias(weights)},
     }

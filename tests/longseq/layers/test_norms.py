@@ -13,7 +13,7 @@ CASES = [
     {"name": "hyena", "max_length": 32, "norm": "rms"},
     {"name": "longformer", "prenorm": False, "n_heads": 2},
     {"name": "mamba", "final_norm": False, "mlp_ratio": 2.0},
-    {"name": "s4d", "norm": "scalar"},
+    {"name": "s4d", "norm": "scalar", "norm_eps": 1e-5},
     {"name": "mamba2", "gradient_checkpointing": True},
 ]
 
