@@ -193,7 +193,8 @@ def _stepper(step: Tensor, states_DBcM: Tensor, made_DBcM: Tensor) -> tuple[Call
     # Eager code may use complex views; the traced form may not.
     z_D1N = torch.view_as_complex(step.contiguous()).unsqueeze(1)
     states_DBcN, made_DBcN = (torch.view_as_complex(t.unflatten(-1, (-1, 2))) for t in (states_DBcM, made_DBcM))
-    return (lambda made, state, out: torch.addcmul(made, z_D1N, state, out=out)), states_DBcN, made_DBcN
+    # On a GPU torch compiles addcmul of complex numbers at its first call, for two seconds.
+    return (lambda made, state, out: torch.mul(z_D1N, state, out=out).add_(made)), states_DBcN, made_DBcN
 
 
 def _sum_diagonals(product_DTT: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from longseq.ops.selective_scan.triton_backward import scan_backward
 from longseq.ops.selective_scan.triton_choices import (
     BACKWARD_TILES,
     KEEP,
+    LANES_FROM,
     LONGEST,
     MAX_STATES,
     UNROLL,
@@ -108,8 +109,19 @@ def self_check() -> float:
         values = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
         values[2] = -values[2].abs()
         cases.append([v.bfloat16() if v.dim() == 3 else v for v in values])
-    compile_ahead(lambda: [launch_all(_run_forward, _run_backward, values) for values in cases])
+    compile_ahead(lambda: [*(launch_all(_run_forward, _run_backward, values) for values in cases), _launch_for_lanes(cases[0])])
     return largest_error(selective_scan_triton, selective_scan_chunked, cases, generator, dt_softplus=True)
+
+
+def _launch_for_lanes(values: list[Tensor]) -> None:
+    """Of the launches of a large training step those that do not depend on its width: so they need not be compiled one by one."""
+    inputs = (*values, None, None)
+    x_BLD, n_states = values[0], values[2].shape[1]
+    lanes = choose_backward(family(x_BLD.device), LANES_FROM, n_states, x_BLD.dtype == torch.bfloat16)
+    if lanes.values == WALKED_STATES:
+        forward = _choices(x_BLD, n_states)[0]._replace(keep=lanes.keep)
+        y_BLD, state_BDN, kept = _outputs(forward, inputs, None, True, False, save=True)
+        _gradients(_tiles_for(lanes), y_BLD, state_BDN, inputs, kept, True, False)
 
 
 def _choices(x_BLD: Tensor, n_states: int) -> tuple[Choice, Choice]:
@@ -326,29 +338,37 @@ def _run_forward(
     with on_device(x_BLD):
         forward, backward = _choices(x_BLD, A_DN.shape[1])
         choice = forward._replace(keep=backward.keep) if save else forward
-        run = _Launch(*inputs, dt_softplus, reverse, choice)
-        y_BLD = torch.empty(x_BLD.shape, dtype=x_BLD.dtype, device=x_BLD.device)
-        shape = (run.batch, run.n_kept, run.width, run.padded) if save else (0,)
-        kept = run.A.new_empty(shape, dtype=_kept_dtype(x_BLD.dtype))
-        h0 = run.A.new_zeros(run.batch, run.width, run.padded) if h0_BDN is None else _pad_states(h0_BDN, run.padded)
-        last, start = run.new_states(), h0
-        if run.stretches > 1 and run.padded <= WALKED_STATES:
-            start = run.enter(h0, run.x, backward=False)
-        elif run.stretches > 1:
-            totals, zeros = run.new_states(), run.new_states().zero_()
-            buffers = (zeros, y_BLD, last, totals, kept)
-            run.launch(scan_forward, (*run.inputs(), *buffers), run.sizes, **run.flags, SAVE=False, OUTPUTS=False, TOTALS=True)
-            start = run.combine(h0, last, totals, backward=False)
-        if run.choice.holds(run.padded):
-            buffers = (start, y_BLD, last, kept)
-            sizes = [run.length, run.stretch, run.n_kept, *run.step_sizes(run.x)]
-            flags = run.step_flags(run.x) | {"HAS_SKIP": D_D is not None, "BLOCK_D": run.block, "SAVE": save, "UNROLL": UNROLL}
-            flags |= {"KEEP_WIDTH": min(run.padded, 16 // kept.element_size())}
-            run.launch(scan_steps, (*run.inputs(), *buffers), sizes, **flags)
-        else:
-            buffers = (start, y_BLD, last, last, kept)
-            run.launch(scan_forward, (*run.inputs(), *buffers), run.sizes, **run.flags, SAVE=save, OUTPUTS=True, TOTALS=False)
-        return y_BLD, run.without_padding(last[:, -1].contiguous()), kept
+        return _outputs(choice, inputs, h0_BDN, dt_softplus, reverse, save)
+
+
+def _outputs(
+    choice: Choice, inputs: tuple[Any, ...], h0_BDN: Tensor | None, dt_softplus: bool, reverse: bool, save: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As above, with one choice of kernel."""
+    x_BLD, *_, D_D, _z, _bias, _mask, _segments = inputs
+    run = _Launch(*inputs, dt_softplus, reverse, choice)
+    y_BLD = torch.empty(x_BLD.shape, dtype=x_BLD.dtype, device=x_BLD.device)
+    shape = (run.batch, run.n_kept, run.width, run.padded) if save else (0,)
+    kept = run.A.new_empty(shape, dtype=_kept_dtype(x_BLD.dtype))
+    h0 = run.A.new_zeros(run.batch, run.width, run.padded) if h0_BDN is None else _pad_states(h0_BDN, run.padded)
+    last, start = run.new_states(), h0
+    if run.stretches > 1 and run.padded <= WALKED_STATES:
+        start = run.enter(h0, run.x, backward=False)
+    elif run.stretches > 1:
+        totals, zeros = run.new_states(), run.new_states().zero_()
+        buffers = (zeros, y_BLD, last, totals, kept)
+        run.launch(scan_forward, (*run.inputs(), *buffers), run.sizes, **run.flags, SAVE=False, OUTPUTS=False, TOTALS=True)
+        start = run.combine(h0, last, totals, backward=False)
+    if run.choice.holds(run.padded):
+        buffers = (start, y_BLD, last, kept)
+        sizes = [run.length, run.stretch, run.n_kept, *run.step_sizes(run.x)]
+        flags = run.step_flags(run.x) | {"HAS_SKIP": D_D is not None, "BLOCK_D": run.block, "SAVE": save, "UNROLL": UNROLL}
+        flags |= {"KEEP_WIDTH": min(run.padded, 16 // kept.element_size())}
+        run.launch(scan_steps, (*run.inputs(), *buffers), sizes, **flags)
+    else:
+        buffers = (start, y_BLD, last, last, kept)
+        run.launch(scan_forward, (*run.inputs(), *buffers), run.sizes, **run.flags, SAVE=save, OUTPUTS=True, TOTALS=False)
+    return y_BLD, run.without_padding(last[:, -1].contiguous()), kept
 
 
 _scan = torch.library.custom_op("longseq::selective_scan_triton", mutates_args=())(_run_forward)

@@ -20,7 +20,7 @@ class Choice(NamedTuple):
         warps: warps of a program.
         steps: time steps of a tile: in forward a multiple of `keep`, in backward a divisor of it.
         programs: the sequence is cut into stretches until there are this many programs; 0 never cuts it.
-        registers: the most a thread may use; 0 leaves it to the compiler.
+        registers: the most a thread may use; 0 leaves it to the compiler, which then may use few to let more programs run at once.
         dot: backward only, bfloat16 inputs: add over channels on the tensor cores, in bfloat16.
         touch: read what the next tile needs into the first-level cache.
         stored: backward only, where a thread holds all states: steps of a tile whose decays stay in registers.
@@ -69,7 +69,7 @@ _SAFE = (Choice(16, 4, 8, 190), Choice(4, 4, 8, 512), Choice(4, 4, 8, 512))
 # By (major) compute capability; that of 9 was measured on an H100 (README.md).
 _BY_FAMILY = {
     8: _SAFE,
-    9: (Choice(8, 4, 16, 256), Choice(8, 4, 16, 256), Choice(16, 1, 4, 1024, stored=4, keep=4)),
+    9: (Choice(8, 4, 16, 256, 224), Choice(8, 4, 16, 256), Choice(16, 1, 4, 1024, stored=4, keep=4)),
     10: _SAFE,
     12: _SAFE,
 }

@@ -127,7 +127,11 @@ def test_any_size_of_head_and_state(width: int, states: int, dtype: str) -> None
     options = checks.row_options("everything", 2, 150, "cuda")
     # Few numbers do not average 16-bit roundings out.
     tolerance = 3e-5 if dtype == "float32" else 2e-2
-    checks.assert_small(checks.errors(ssd_triton, ssd_chunked, given, "cuda", dt_softplus=True, **options), tolerance)
+    found = checks.errors(ssd_triton, ssd_chunked, given, "cuda", dt_softplus=True, **options)
+    # A sum over all positions for each of three heads: with 256 states its terms are thirty times what they add up to.
+    bias = {"ddt_bias_H": found.pop("ddt_bias_H")}
+    checks.assert_small(found, tolerance)
+    checks.assert_small(bias, max(tolerance, 1e-4))
 
 
 @gpu
