@@ -114,7 +114,7 @@ def self_check() -> float:
 
 
 def _launch_for_lanes(values: list[Tensor]) -> None:
-    """Of the launches of a large training step those that do not depend on its width: so they need not be compiled one by one."""
+    """The launches of a large training step whose code does not depend on its width, which then is all that it compiles."""
     inputs = (*values, None, None)
     x_BLD, n_states = values[0], values[2].shape[1]
     lanes = choose_backward(family(x_BLD.device), LANES_FROM, n_states, x_BLD.dtype == torch.bfloat16)

@@ -20,7 +20,8 @@ class Choice(NamedTuple):
         warps: warps of a program.
         steps: time steps of a tile: in forward a multiple of `keep`, in backward a divisor of it.
         programs: the sequence is cut into stretches until there are this many programs; 0 never cuts it.
-        registers: the most a thread may use; 0 leaves it to the compiler, which then may use few to let more programs run at once.
+        registers: the most a thread may use; 0 leaves it to the compiler, which may save them for more
+            programs at once.
         dot: backward only, bfloat16 inputs: add over channels on the tensor cores, in bfloat16.
         touch: read what the next tile needs into the first-level cache.
         stored: backward only, where a thread holds all states: steps of a tile whose decays stay in registers.
