@@ -6,6 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longseq.ops.triton_launch import compiled_ahead
+
+Outputs = Tensor | tuple[Tensor, ...]
+
 
 def worst(errors: Iterable[float]) -> float:
     """The largest; NaN, which is no maximum to Python, is larger than any."""
@@ -27,30 +31,34 @@ def launch_all(forward: Callable[..., Any], backward: Callable[..., Any], values
 
 
 def largest_error(
-    kernel: Callable[..., tuple[Tensor, Tensor]],
-    chunked: Callable[..., tuple[Tensor, Tensor]],
+    kernel: Callable[..., Outputs],
+    exact: Callable[..., Outputs],
     cases: list[list[Tensor]],
-    generator: torch.Generator,
-    **options: Any,
+    launches: Callable[[], object] = lambda: None,
 ) -> float:
-    """The largest relative error of an operator's outputs, last state and gradients.
+    """The largest relative error of an operator's outputs and gradients.
 
     Args:
-        kernel: runs on the cases as they are.
-        chunked: runs on them in float32.
-        cases: positional arguments; the first has the outputs' shape.
-        generator: of the outputs' gradients.
-        options: arguments by name.
+        kernel: takes a case's tensors as they are.
+        exact: the same in plain PyTorch; takes them in float32, while the kernels are being compiled.
+        cases: lists of tensors; the first of each has the first output's shape.
+        launches: launches all kernels that will run.
     """
-    errors: list[float] = []
-    for values in cases:
-        results = []
-        dy = torch.randn(values[0].shape, generator=generator).to(values[0])
-        with torch.enable_grad():
-            for run in (kernel, chunked):
-                leaves = [(v if run is kernel else v.float()).clone().requires_grad_() for v in values]
-                y, state = run(*leaves, **options)
-                results.append([y, state, *torch.autograd.grad([y, state.sum()], leaves, [dy.to(y.dtype), None])])
-        pairs = zip(*results, strict=True)
-        errors += [((ours.float() - expected).norm() / expected.norm()).item() for ours, expected in pairs]
-    return worst(errors)
+    generator = torch.Generator().manual_seed(1)
+    slopes = [torch.randn(values[0].shape, generator=generator).to(values[0]) for values in cases]
+    pairs = list(zip(cases, slopes, strict=True))
+    with torch.enable_grad():
+        with compiled_ahead(launches):
+            expected = [_outputs_and_gradients(exact, [v.float() for v in values], dy) for values, dy in pairs]
+        found = [_outputs_and_gradients(kernel, values, dy) for values, dy in pairs]
+    both = [ab for a, b in zip(found, expected, strict=True) for ab in zip(a, b, strict=True)]
+    return worst(((a.float() - b).norm() / b.norm().clamp(min=1e-6)).item() for a, b in both)
+
+
+def _outputs_and_gradients(run: Callable[..., Outputs], values: list[Tensor], dy: Tensor) -> list[Tensor]:
+    """Gradients for that of the first output, and for ones of the others."""
+    leaves = [v.detach().clone().requires_grad_() for v in values]
+    outputs = run(*leaves)
+    y, *others = (outputs,) if isinstance(outputs, Tensor) else outputs
+    slopes = [dy.to(y.dtype), *(torch.ones_like(other) for other in others)]
+    return [v.detach() for v in (y, *others)] + list(torch.autograd.grad([y, *others], leaves, slopes))

@@ -8,8 +8,8 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -59,7 +59,7 @@ class Launch:
         ready = self._ready.get(_kinds(tensors))
         pointers = [x.data_ptr() for x in tensors]
         # Variants differ by whether an address is a multiple of 16; a hook (a profiler's) wants to be called by Triton.
-        if ready is None or reduce(or_, pointers) & 15 or _ahead.kernels is not None or _has_hook():
+        if ready is None or reduce(or_, pointers) & 15 or _ahead.is_on or _has_hook():
             self._through_triton(tensors, pointers)
             return
         run, before, after = ready
@@ -67,8 +67,8 @@ class Launch:
         run(*before, stream, *after, *pointers, *self._rest)
 
     def _through_triton(self, tensors: tuple[Tensor, ...], pointers: list[int]) -> None:
-        if _ahead.kernels is not None:
-            _ahead.kernels.append(self.kernel.run(*tensors, *self._rest, grid=self.grid, warmup=True, **self._options))
+        if _ahead.is_on:
+            self.kernel.run(*tensors, *self._rest, grid=self.grid, warmup=True, **self._options)
             return
         compiled = self.kernel[self.grid](*tensors, *self._rest, **self._options)
         # The interpreter compiles nothing.
@@ -121,35 +121,48 @@ def launch(
 
 
 class _Ahead(threading.local):
-    kernels: list[Any] | None = None
+    is_on: bool = False
 
 
 _ahead = _Ahead()
 
 
-def compile_ahead(run: Callable[[], object]) -> None:
-    """Compiles, side by side, the kernels that a function launches; it runs without them, on whatever is in memory.
+class _CompileAndLoad(ThreadPoolExecutor):
+    """A kernel is loaded where it was compiled: its launcher is a program in C, which is compiled as well."""
 
-    It does nothing where kernels are interpreted, or compiled by a version of Triton that is not known to be able to.
+    def __init__(self) -> None:
+        super().__init__(min(16, 2 * (os.cpu_count() or 1)), thread_name_prefix="longseq-triton")
+        self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
+
+    def submit(self, compile_kernel: Callable[[], Any], /, *_: Any, **__: Any) -> Future[Any]:  # type: ignore[override]
+        return super().submit(self._compile_and_load, compile_kernel)
+
+    def _compile_and_load(self, compile_kernel: Callable[[], Any]) -> Any:
+        kernel = compile_kernel()
+        # What cannot be loaded says so again where it is launched.
+        with contextlib.suppress(Exception), _NOTHING if self._device is None else torch.cuda.device(self._device):
+            _ = kernel.run
+        return kernel
+
+
+@contextlib.contextmanager
+def compiled_ahead(run: Callable[[], object]) -> Iterator[None]:
+    """Compiles the kernels that a function launches, side by side and beside the block's own work, until the block ends.
+
+    The function runs without its kernels, on whatever is in memory; the block launches none. Nothing is compiled where kernels
+    are interpreted, or by a version of Triton that is not known to be able to.
     """
     if not _KNOWN or _triton.knobs.runtime.interpret:
+        yield
         return
-    device = torch.cuda.current_device() if torch.cuda.is_available() else None
-    with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1)), thread_name_prefix="longseq-triton") as pool:
-        _ahead.kernels = kernels = []
+    # What does not compile says so again where it is launched.
+    with _CompileAndLoad() as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
+        _ahead.is_on = True
         try:
-            # What does not compile says so again where it is launched.
-            with triton.AsyncCompileMode(pool, ignore_errors=True):
-                run()
+            run()
         finally:
-            _ahead.kernels = None
-        # Each has a launcher of its own, in C.
-        list(pool.map(lambda kernel: _load(kernel, device), kernels))
-
-
-def _load(kernel: Any, device: int | None) -> None:
-    with contextlib.suppress(Exception), torch.cuda.device(device) if device is not None else contextlib.nullcontext():
-        _ = (kernel.result() if hasattr(kernel, "result") else kernel).run
+            _ahead.is_on = False
+        yield
 
 
 def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:

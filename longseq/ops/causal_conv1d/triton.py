@@ -1,5 +1,6 @@
 """The causal depthwise convolution as two custom operators that launch Triton kernels, forward and backward."""
 
+import functools
 import os
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +13,7 @@ from longseq.ops.eager import without_dispatcher
 from longseq.ops.gpu import family
 from longseq.ops.self_check import largest_error
 from longseq.ops.tracing import runs_eagerly
-from longseq.ops.triton_launch import compile_ahead, launch, on_device
+from longseq.ops.triton_launch import launch, on_device
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -93,8 +94,8 @@ def self_check() -> float:
     x_BLD, weight_DK, bias_D = (torch.randn(shape, generator=generator).to(device) for shape in ((1, 40, 64), (64, 4), (64,)))
     values = [x_BLD.bfloat16(), weight_DK, bias_D]
     arguments: tuple[Any, ...] = (*values, None, None, None, None, True, False)
-    compile_ahead(lambda: [_convolve(*arguments), _convolve_backward(values[0], *arguments)])
-    return largest_error(causal_conv1d_triton, causal_conv1d_chunked, [values], generator, activation="silu")
+    run, exact = (functools.partial(f, activation="silu") for f in (causal_conv1d_triton, causal_conv1d_chunked))
+    return largest_error(run, exact, [values], lambda: [_convolve(*arguments), _convolve_backward(values[0], *arguments)])
 
 
 def _last_inputs(

@@ -8,9 +8,9 @@ from torch import Tensor
 from longseq.ops.diagonal_ssm.triton_model import Model
 from longseq.ops.diagonal_ssm.triton_plan import Plan, padded_modes
 from longseq.ops.eager import without_dispatcher
-from longseq.ops.self_check import worst
+from longseq.ops.self_check import largest_error
 from longseq.ops.tracing import runs_eagerly
-from longseq.ops.triton_launch import compile_ahead, on_device
+from longseq.ops.triton_launch import on_device
 
 _LARGEST_STATE = 64
 
@@ -69,19 +69,16 @@ def self_check() -> float:
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    given = [random(2, length, width).bfloat16(), random(width).mul(0.3).exp() * 0.05, -random(width, modes).exp()]
-    given += [random(width, modes), random(width, modes, 2), random(width)]
+    values = [random(2, length, width).bfloat16(), random(width).mul(0.3).exp() * 0.05, -random(width, modes).exp()]
+    values += [random(width, modes), random(width, modes, 2), random(width)]
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    dy, results = random(2, length, width).bfloat16().to(device), []
-    compile_ahead(lambda: _run_both([t.to(device) for t in given], dy))
-    for run in (diagonal_ssm_triton, diagonal_ssm_chunked):
-        exact = run is diagonal_ssm_chunked
-        leaves = [t.to(device, torch.float32 if exact else t.dtype).requires_grad_() for t in given]
-        y, _ = run(*leaves[:5], D_D=leaves[5])
-        results.append([y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))])
-    pairs = zip(*results, strict=True)
-    errors = [float((found - expected).norm() / expected.norm().clamp(min=1e-6)) for found, expected in pairs]
-    return worst(errors)
+    values = [v.to(device) for v in values]
+    return largest_error(
+        lambda *given: diagonal_ssm_triton(*given[:5], D_D=given[5])[0],
+        lambda *given: diagonal_ssm_chunked(*given[:5], D_D=given[5])[0],
+        [values],
+        lambda: _run_both(values, values[0]),
+    )
 
 
 def _run_both(given: list[Tensor], dy_BLD: Tensor) -> None:

@@ -1,6 +1,6 @@
 """The long convolution on a GPU: Triton kernels around complex FFTs, one custom operator to autograd and torch.compile."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -29,9 +29,9 @@ from longseq.ops.fft_conv.triton_kernels import (
 )
 from longseq.ops.fft_conv.triton_long import row_stride
 from longseq.ops.fft_conv.triton_short import convolve_short, correlate_short, make_tables, transform_taps
-from longseq.ops.self_check import worst
+from longseq.ops.self_check import largest_error
 from longseq.ops.tracing import runs_eagerly
-from longseq.ops.triton_launch import Launch, compile_ahead, on_device, prepare
+from longseq.ops.triton_launch import Launch, on_device, prepare
 
 
 def fft_conv_triton(
@@ -76,29 +76,19 @@ def self_check() -> float:
     # The ways of transforming: by cuFFT, by one program in its largest form, and in three passes where these are switched on.
     long = (1 << LONG["first"],) if LONG["first"] <= LONG["last"] else ()
     cases = [_check_case(length, device) for length in (64, SHORT["last"], *long)]
-    compile_ahead(lambda: [_run_both(*case) for case in cases])
-    errors = [_check_error(fft_conv_chunked, *case) for case in cases]
-    return worst(errors)
+    return largest_error(
+        lambda u, k, bias, pre, post: fft_conv_triton(u, k, bias, pre, post, None),
+        lambda u, k, bias, pre, post: fft_conv_chunked(u, k, bias, pre, post, None),
+        cases,
+        lambda: [_run_both(case, case[0]) for case in cases],
+    )
 
 
-def _check_case(length: int, device: torch.device) -> tuple[list[Tensor], Tensor]:
-    """Inputs, and the output's cotangent."""
+def _check_case(length: int, device: torch.device) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     row = (2, length, 16)
-    given = [torch.randn(shape, generator=generator).to(device) for shape in (row, (16, length), (16,), row, row, row)]
-    *given, dy = [x if x.dim() < 3 else x.bfloat16() for x in given]
-    return given, dy
-
-
-def _check_error(exact: Callable[..., Tensor], given: list[Tensor], dy: Tensor) -> float:
-    results = []
-    for run in (fft_conv_triton, exact):
-        leaves = [x.detach().to(torch.float32 if run is exact else x.dtype).requires_grad_() for x in given]
-        inputs: tuple[Any, ...] = (*leaves, None)
-        y = run(*inputs)
-        results.append([y.detach(), *torch.autograd.grad(y, leaves, dy.to(y.dtype))])
-    errors = [float((a - b).norm() / b.norm().clamp(min=1e-6)) for a, b in zip(*results, strict=True)]
-    return worst(errors)
+    values = [torch.randn(shape, generator=generator).to(device) for shape in (row, (16, length), (16,), row, row)]
+    return [v if v.dim() < 3 else v.bfloat16() for v in values]
 
 
 def _run_both(given: list[Tensor], dy_BLD: Tensor) -> None:

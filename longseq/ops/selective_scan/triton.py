@@ -4,6 +4,7 @@ Neither pass allocates anything of size B L D N: the forward pass keeps one stat
 the others again. Sums over channels and over stretches of time are taken in a fixed order, so gradients are deterministic.
 """
 
+import functools
 import os
 import warnings
 from collections.abc import Sequence
@@ -38,7 +39,7 @@ from longseq.ops.selective_scan.triton_kernels import combine_stretches, scan_fo
 from longseq.ops.selective_scan.triton_steps import scan_steps, walk_states
 from longseq.ops.self_check import largest_error, launch_all
 from longseq.ops.tracing import runs_eagerly
-from longseq.ops.triton_launch import compile_ahead, launch, on_device
+from longseq.ops.triton_launch import compiled_ahead, launch, on_device
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -109,8 +110,14 @@ def self_check() -> float:
         values = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
         values[2] = -values[2].abs()
         cases.append([v.bfloat16() if v.dim() == 3 else v for v in values])
-    compile_ahead(lambda: [*(launch_all(_run_forward, _run_backward, values) for values in cases), _launch_for_lanes(cases[0])])
-    return largest_error(selective_scan_triton, selective_scan_chunked, cases, generator, dt_softplus=True)
+
+    def launches() -> None:
+        for values in cases:
+            launch_all(_run_forward, _run_backward, values)
+        _launch_for_lanes(cases[0])
+
+    run, exact = (functools.partial(f, dt_softplus=True) for f in (selective_scan_triton, selective_scan_chunked))
+    return largest_error(run, exact, cases, launches)
 
 
 def _launch_for_lanes(values: list[Tensor]) -> None:
@@ -346,7 +353,7 @@ def _outputs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As above, with one choice of kernel."""
     x_BLD, *_, D_D, _z, _bias, _mask, _segments = inputs
-    run = _Launch(*inputs, dt_softplus, reverse, choice)
+    run = _Launch(*inputs, softplus=dt_softplus, reverse=reverse, choice=choice)
     y_BLD = torch.empty(x_BLD.shape, dtype=x_BLD.dtype, device=x_BLD.device)
     shape = (run.batch, run.n_kept, run.width, run.padded) if save else (0,)
     kept = run.A.new_empty(shape, dtype=_kept_dtype(x_BLD.dtype))
@@ -446,7 +453,8 @@ def _lanes_agree(choice: Choice, inputs: tuple[Tensor | None, ...], kept: Tensor
     def both() -> list[tuple[Tensor, ...]]:
         return [_gradients(c, dy, dstate, some, begin, dt_softplus, reverse) for c in (choice, _tiles_for(choice))]
 
-    compile_ahead(both)
+    with compiled_ahead(both):
+        pass
     found, expected = both()
     pairs = [(a.float(), b.float()) for a, b in zip(found, expected, strict=True) if b.numel()]
     # All of a gradient may be zero, where an input is.

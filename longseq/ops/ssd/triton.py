@@ -5,6 +5,7 @@ take three products, which keeps 16 bits and relative errors near 1e-5. Decays, 
 chunks and stretches of time are taken in a fixed order, so gradients are deterministic.
 """
 
+import functools
 import os
 from typing import Any
 
@@ -22,7 +23,7 @@ from longseq.ops.ssd.triton_backward import ssd_input_gradients, ssd_map_gradien
 from longseq.ops.ssd.triton_choices import MAX_STATE_ELEMENTS, MAX_STATES, MAX_WIDTH, Choice, block_of, choose
 from longseq.ops.ssd.triton_kernels import chain_stretches, ssd_forward, sum_decays, walk_states
 from longseq.ops.tracing import runs_eagerly
-from longseq.ops.triton_launch import compile_ahead, launch, on_device
+from longseq.ops.triton_launch import launch, on_device
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -90,8 +91,8 @@ def self_check() -> float:
         values = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
         values[2] = -values[2].abs()
         cases.append([v.bfloat16() if v.dim() > 1 else v for v in values])
-    compile_ahead(lambda: [launch_all(_run_forward, _run_backward, values) for values in cases])
-    return largest_error(ssd_triton, ssd_chunked, cases, generator, dt_softplus=True)
+    run, exact = (functools.partial(f, dt_softplus=True) for f in (ssd_triton, ssd_chunked))
+    return largest_error(run, exact, cases, lambda: [launch_all(_run_forward, _run_backward, values) for values in cases])
 
 
 def _choice(x: Tensor, wide: bool) -> Choice:

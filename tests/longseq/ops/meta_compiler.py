@@ -46,14 +46,14 @@ def collected(capability: int) -> Iterator[list[Any]]:
     from longseq.ops import triton_launch
 
     triton.runtime.driver.set_active(_Driver(capability))  # type: ignore[arg-type]
-    triton_launch._ahead.kernels = launched = []
+    triton_launch._ahead.is_on = True
     kernels: list[Any] = []
     try:
-        with ThreadPoolExecutor(4) as pool, triton.AsyncCompileMode(pool):
+        with ThreadPoolExecutor(4) as pool, triton.AsyncCompileMode(pool) as mode:
             yield kernels
-        kernels += [kernel.result() if hasattr(kernel, "result") else kernel for kernel in launched]
+        kernels += [compiled.result() for compiled in mode.future_kernels.values()]
     finally:
-        triton_launch._ahead.kernels = None
+        triton_launch._ahead.is_on = False
 
 
 def print_report(choose: Callable[[int], Callable[[], object]]) -> None:

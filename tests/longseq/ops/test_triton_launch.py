@@ -81,10 +81,13 @@ def test_an_unknown_version_leaves_every_launch_to_triton(kernel: Kernel, monkey
     prepared(torch.zeros(8))
     prepared(torch.zeros(8))
     assert len(kernel.through) == 2
-    triton_launch.compile_ahead(lambda: pytest.fail("nothing is compiled ahead"))
+    with triton_launch.compiled_ahead(lambda: pytest.fail("nothing is compiled ahead")):
+        pass
 
 
 def test_a_launch_is_compiled_where_compiling_ahead_and_run_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime._async_compile import active_mode
+
     from longseq.ops import triton_launch
 
     done: list[Any] = []
@@ -94,17 +97,26 @@ def test_a_launch_is_compiled_where_compiling_ahead_and_run_elsewhere(monkeypatc
 
         def run(self, *arguments: Any, **options: Any) -> Any:
             done.append(("compiled", arguments, options))
-            return SimpleNamespace(run="launcher")
+            mode = active_mode.get()
+            assert mode is not None
+            return mode.submit("key", lambda: Compiled(), lambda kernel: done.append("ready"))
+
+    class Compiled:
+        @property
+        def run(self) -> None:
+            done.append("loaded")
 
     kernel, x = Both(), torch.zeros(8)
     monkeypatch.setattr(triton_launch, "_KNOWN", True)
     options = {"num_warps": 2, "num_stages": 3}
-    triton_launch.compile_ahead(lambda: triton_launch.launch(kernel, (4,), [x], [2], 2, BLOCK=8, WIDE=True))
-    assert done == [("compiled", (x, 2, True, 8), {"grid": (4,), "warmup": True, **options})]
+    with triton_launch.compiled_ahead(lambda: triton_launch.launch(kernel, (4,), [x], [2], 2, BLOCK=8, WIDE=True)):
+        # Beside what stands in the block: nobody waits yet.
+        assert "ready" not in done
+    assert done == [("compiled", (x, 2, True, 8), {"grid": (4,), "warmup": True, **options}), "loaded", "ready"]
     assert not kernel.through
     triton_launch.launch(kernel, (4,), [x], [2], 2, BLOCK=8, WIDE=True)
     assert kernel.through == [((4,), 2, True, 8, options)]
-    assert len(done) == 1
+    assert len(done) == 3
 
 
 def test_prepared_launches_are_made_once(kernel: Kernel) -> None:
