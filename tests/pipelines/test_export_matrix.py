@@ -90,7 +90,8 @@ def test_every_backbone_in_every_format(backbone: str, tmp_path: Path, request: 
 def test_every_backbone_in_every_other_domain(backbone: str, domain: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     options = {"max_length": 4 * 512} if domain == "audio" else {}
-    check(backbone, FORMATS, domain, tmp_path, **options)
+    # The ONNX file is written from what torch.export traces; that by itself is written for every backbone on DNA.
+    check(backbone, ("safetensors", "onnx"), domain, tmp_path, **options)
 
 
 @pytest.mark.slow
