@@ -25,9 +25,12 @@ this machine; ratios travel better.
 
 import csv
 import importlib
+import importlib.util
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +49,16 @@ TOPICS = {
     "step": ("bench_backbones", "time_steps", "10,10000", 60.0),
     "stream": ("bench_stream", "time_streams", "20", 60.0),
 }
+# What each of them looks at; and all of them.
+TAKES = {
+    "ops": ("op", "name", "size", "lengths", "d_model", "implementation", "dtype"),
+    "train": ("name", "size", "implementation", "dtype", "profile"),
+    "backbones": ("name", "lengths", "d_model", "dtype"),
+    "step": ("name", "lengths", "d_model"),
+    "stream": ("name", "lengths", "d_model", "run", "model"),
+}
+ALWAYS = ("trainer", "budget_s", "output")
+IMPLEMENTATIONS = ("auto", "reference", "chunked", "cpu", "triton")
 
 
 def _yes_or_no(value: str) -> bool:
@@ -55,9 +68,21 @@ def _yes_or_no(value: str) -> bool:
     return known[value.lower()]
 
 
+def _positive(value: str) -> int:
+    if int(value) < 1:
+        raise ValueError
+    return int(value)
+
+
+def _seconds(value: str) -> float:
+    if not 0.0 < float(value) < math.inf:
+        raise ValueError
+    return float(value)
+
+
 KINDS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "d_model": ("a number", int),
-    "budget_s": ("a number", float),
+    "d_model": ("a whole number above 0", _positive),
+    "budget_s": ("a number of seconds above 0", _seconds),
     "profile": ("true or false", _yes_or_no),
 }
 
@@ -73,7 +98,7 @@ class Options:
     implementation: str = ""
     dtype: str = "auto"
     lengths: str = ""
-    d_model: int = 256
+    d_model: int = 0
     budget_s: float = 0.0
     profile: bool = False
     # Of `stream`: a trained model to time, by its run or its folder.
@@ -122,39 +147,79 @@ def run(args: list[str]) -> int:
     words = [arg for arg in args if "=" not in arg]
     topic = words[0] if words else "ops"
     if topic not in TOPICS or len(words) > 1:
-        raise ConfigError(f"bench has no topic {' '.join(words)!r}{nearest(topic, TOPICS)}. Topics: {', '.join(TOPICS)}")
-    options = parse(args)
-    if topic != "stream" and (options.run or options.model):
-        raise ConfigError(f"longseq bench {topic} times untrained networks: run= and model= are for longseq bench stream")
+        raise ConfigError(f"bench has no topic {' '.join(words)!r}{nearest(topic, TOPICS) or '.'} Topics: {', '.join(TOPICS)}")
+    options = parse(args, (*TAKES[topic], *ALWAYS), topic)
     file, function, lengths, budget_s = TOPICS[topic]
     options.lengths, options.budget_s = options.lengths or lengths, options.budget_s or budget_s
-    results: list[Timing] = []
+    if topic == "ops" and options.d_model and not options.lengths:
+        raise ConfigError(f"d_model={options.d_model} goes with lengths=: sizes by name have widths of their own")
+    options.d_model = options.d_model or 256
+    device = device_of(options.trainer)
+    # Mistakes are answered before anything is measured, and before an older table is touched.
+    dtype_of(options, device)
+    implementations_of(options)
+    path = _table_path(options.output, topic)
+    results = [] if topic == "ops" else [Timing("device", "", "torch", NAN, note=device_name(device))]
+    described = len(results)
     # Imported for this topic alone: a topic may need what another machine lacks.
     module = importlib.import_module(f"longseq.pipelines.{file}")
-    for timing in getattr(module, function)(options, device_of(options.trainer)):
+    for timing in getattr(module, function)(options, device):
+        if len(results) == described == 1:
+            print(show(results[0]), flush=True)
         results.append(timing)
         print(show(timing), flush=True)
         # After every line: what was measured stays if the rest is stopped.
-        write(results, Path(options.output))
-    print(f"written  {options.output}")
+        write(results, path)
+    if len(results) == described:
+        raise ConfigError(_nothing(topic, options))
+    print(f"written  {path}")
     if topic == "backbones":
-        for path in importlib.import_module("longseq.pipelines.bench_plot").draw(results, Path(options.output)):
-            print(f"written  {path}")
+        for picture in importlib.import_module("longseq.pipelines.bench_plot").draw(results, path):
+            print(f"written  {picture}")
     return 0
 
 
-def parse(args: list[str]) -> Options:
-    """The key=value arguments.
+def _table_path(output: str, topic: str) -> Path:
+    """Where the table is written.
+
+    Raises:
+        ConfigError: if it cannot be, or a picture would take its place.
+    """
+    path = Path(output)
+    if not output or path.is_dir():
+        raise ConfigError(f"output={output!r} is a folder; name the table's file, such as bench.csv")
+    if topic == "backbones" and path.suffix.lower() in (".png", ".svg"):
+        raise ConfigError(f"output={output!r} names the table; pictures of the same name are written beside it: use .csv")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output={output!r}: the folder {path.parent} cannot be made: {error.strerror}") from error
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"output={output!r} cannot be written: permission denied")
+    return path
+
+
+def _nothing(topic: str, options: Options) -> str:
+    from longseq.registry import list_backbones
+
+    known, kind = list_backbones(), "backbone can step" if topic in ("step", "stream") else "backbone"
+    close = nearest(options.name, known)
+    return f"nothing to measure: no {kind} of the name {options.name!r}{close or '.'} Backbones: {', '.join(known)}"
+
+
+def parse(args: list[str], known: Sequence[str], topic: str) -> Options:
+    """The key=value arguments of a topic, which has the options `known`.
 
     Raises:
         ConfigError: for an unknown key, with the nearest known ones, or a value of another kind.
     """
     options = Options()
-    known = {field.name: field.type for field in fields(Options)}
     for arg in args:
         key, equals, value = arg.partition("=")
         if equals and key not in known:
-            raise ConfigError(f"bench has no option {key!r}{nearest(key, known)}. Options: {', '.join(known)}")
+            others = [f"longseq bench {other}" for other, keys in TAKES.items() if key in keys]
+            close = f", but {' and '.join(others)}." if others else nearest(key, known) or "."
+            raise ConfigError(f"longseq bench {topic} has no option {key!r}{close} Options: {', '.join(known)}")
         if equals:
             kind, convert = KINDS.get(key, ("a word", str))
             try:
@@ -176,11 +241,28 @@ def device_of(trainer: str) -> str:
 
 
 def device_name(device: str) -> str:
-    """The GPU's name, or the number of threads on a CPU, and torch's version."""
+    """The GPU's name, or the processor's and the number of threads, and the versions of torch and Triton."""
     import torch
 
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    return f"{name}, torch {torch.__version__}"
+    from longseq.pipelines.results import cpu_name
+
+    name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
+    has_triton = importlib.util.find_spec("triton") is not None
+    return f"{name}, torch {torch.__version__}" + (f", triton {version('triton')}" if has_triton else "")
+
+
+def implementations_of(options: Options) -> list[str]:
+    """Those asked for; none for the topic's own choice.
+
+    Raises:
+        ConfigError: for one that is not known.
+    """
+    asked = options.implementation.split(",") if options.implementation else []
+    for name in asked:
+        if name not in IMPLEMENTATIONS:
+            close = nearest(name, IMPLEMENTATIONS) or "."
+            raise ConfigError(f"there is no implementation {name!r}{close} Implementations: {', '.join(IMPLEMENTATIONS)}")
+    return asked
 
 
 def dtype_of(options: Options, device: str) -> "torch.dtype":
@@ -195,15 +277,17 @@ def dtype_of(options: Options, device: str) -> "torch.dtype":
 
 
 def lengths_of(options: Options) -> list[int]:
-    """The sequence lengths asked for.
+    """The sequence lengths asked for, each once, the shortest first.
 
     Raises:
-        ConfigError: for what is no list of numbers.
+        ConfigError: for what is no list of numbers above 0.
     """
+    if not options.lengths:
+        return []
     try:
-        return [int(length) for length in options.lengths.split(",") if length]
+        return sorted({_positive(length) for length in options.lengths.split(",")})
     except ValueError as error:
-        raise ConfigError(f"lengths must be numbers with commas between them, found {options.lengths!r}") from error
+        raise ConfigError(f"lengths must be numbers above 0 with commas between them, found {options.lengths!r}") from error
 
 
 def median_ms(run_once: Callable[[], Any], device: str, seconds: float = 1.0, clock: str = "wall") -> float:

@@ -52,6 +52,8 @@ def time_operators(options: Options, device: str) -> Iterator[Timing]:
     pattern = options.op or options.name
     if not fnmatch.filter(OPERATORS, pattern):
         raise ConfigError(f"no operator is called {pattern!r}. Operators: {', '.join(OPERATORS)}")
+    if options.lengths and options.size != "auto":
+        raise ConfigError(f"size={options.size} and lengths={options.lengths}: name one of them")
     sizes = sizes_of(options.size, device, bench.lengths_of(options), options.d_model)
     bandwidth = bench_clock.copy_bandwidth(device)
     yield Timing("copy", f"{bandwidth / 1e9:,.0f} GB/s", "torch", NAN, note=bench.device_name(device))
@@ -88,7 +90,7 @@ def _time_case(case: Case, options: Options, device: str, bandwidth: float) -> l
 
 def entrants_of(case: Case, options: Options, device: str) -> list[Entrant]:
     """Our implementations, or those asked for, and the peers."""
-    asked = options.implementation.split(",") if options.implementation else case.implementations(device)
+    asked = bench.implementations_of(options) or case.implementations(device)
     ours = [
         Entrant(f"longseq {name}", partial(Peer, name, case.call(name), case.leaves), compiles=name != "reference")
         for name in asked

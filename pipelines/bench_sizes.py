@@ -1,5 +1,6 @@
 """Sizes that operators are timed at, by name: the letters are the shapes'."""
 
+import math
 from typing import Any
 
 from longseq.errors import ConfigError
@@ -37,7 +38,8 @@ OPERATORS = tuple(HOPPER)
 
 def everywhere(length: int, width: int) -> dict[str, list[Size]]:
     """One size for each operator: a row of so many positions and channels."""
-    heads, head = max(1, width // 64), min(64, width)
+    head = width if width < 64 else math.gcd(width, 64)
+    heads = width // head
     row: Size = {"B": 1, "L": length, "D": width}
     return {
         "selective_scan": [{**row, "N": 16}],
@@ -79,7 +81,7 @@ def sizes_of(name: str, device: str, lengths: list[int], width: int) -> dict[str
     if name == "auto":
         name = "hopper" if device == "cuda" else "small"
     if name not in SIZES:
-        raise ConfigError(f"bench ops has no size {name!r}{nearest(name, SIZES)}. Sizes: {', '.join(SIZES)}")
+        raise ConfigError(f"bench ops has no size {name!r}{nearest(name, SIZES) or '.'} Sizes: {', '.join(SIZES)}")
     return SIZES[name]
 
 

@@ -16,8 +16,9 @@ from longseq.pipelines.run_folder import MODEL
 from longseq.registry import backbone_info, create_backbone, list_backbones
 
 SAMPLE_RATE_HZ = 16_000
-# Seconds of sound that each backbone hears, and how much of it before the clock runs.
+# Seconds of sound that each backbone hears, and how much of it before the clock runs; and of long chunks, how many.
 HEARD_S, WARM_S = 4.0, 0.4
+FEWEST = 8
 LABELS = 10
 
 
@@ -26,14 +27,15 @@ def time_streams(options: Options, device: str) -> Iterator[Timing]:
     if options.run or options.model:
         yield from time_trained(options, device)
         return
+    chunks_ms = lengths_of(options)
     for name in list_backbones():
         if not fnmatch.fnmatch(name, options.name):
             continue
-        model = streaming_model(name, options.d_model)
+        model = streaming_model(name, options.d_model, heard_s(chunks_ms[-1]))
         if model is None:
             continue
         model = model.to(device).eval()
-        for chunk_ms in lengths_of(options):
+        for chunk_ms in chunks_ms:
             yield time_stream(name, model, chunk_ms, device)
 
 
@@ -63,12 +65,20 @@ def time_trained(options: Options, device: str) -> Iterator[Timing]:
         yield time_stream(name, model.to(device).eval(), chunk_ms, device, int(rate))
 
 
-def streaming_model(name: str, d_model: int) -> SequenceModel | None:
-    """Two layers behind convolutions on the waveform, a label at every position; None for a backbone that cannot step."""
+def heard_s(chunk_ms: int) -> float:
+    """Seconds of sound that are heard in chunks of so many milliseconds."""
+    return max(HEARD_S, FEWEST * chunk_ms / 1000)
+
+
+def streaming_model(name: str, d_model: int, longest_s: float) -> SequenceModel | None:
+    """Two layers behind convolutions on the waveform, a label at every position, for so many seconds of sound.
+
+    None for a backbone that cannot step.
+    """
     known = backbone_info(name).options()
     options: dict[str, Any] = {"name": name, "d_model": d_model, "n_layers": 2}
     embedding = {"name": "waveform", "strides": [4, 4]}
-    longest = {"causal": True, "max_length": round(HEARD_S * SAMPLE_RATE_HZ) // 16 + 16}
+    longest = {"causal": True, "max_length": round(longest_s * SAMPLE_RATE_HZ) // 16 + 16}
     options |= {key: value for key, value in longest.items() if key in known}
     backbone = create_backbone(**options)
     if not backbone.can_step:
@@ -80,16 +90,17 @@ def streaming_model(name: str, d_model: int) -> SequenceModel | None:
 def time_stream(name: str, model: SequenceModel, chunk_ms: int, device: str, rate_hz: int = SAMPLE_RATE_HZ) -> Timing:
     """Median and 99th percentile of a chunk's time, and the real-time factor: seconds of computing per second of sound."""
     size = max(1, rate_hz * chunk_ms // 1000)
-    sound = example_sound(model, round(HEARD_S * rate_hz))
+    # Whole chunks only: the last one of another length would be faster.
+    sound = example_sound(model, round(heard_s(chunk_ms) * rate_hz) // size * size)
     stream, spent = model.stream(), []
     for chunk in sound.split(size, dim=1):
         started = time.perf_counter()
         # With the way to the device and back, as an application sees it.
         stream.push(chunk.to(device)).cpu()
         spent.append(1e3 * (time.perf_counter() - started))
-    times = torch.tensor(spent[int(WARM_S * rate_hz / size) :])
+    times = torch.tensor(spent[max(1, int(WARM_S * rate_hz / size)) :])
     p50, p99 = times.quantile(0.5).item(), times.quantile(0.99).item()
-    factor = times.mean().item() / chunk_ms
+    factor = times.mean().item() / (1e3 * size / rate_hz)
     note = f"p99 {p99:.2f} ms, real-time factor {factor:.3f}, state {stream.state_bytes / 2**20:.2f} MiB"
     width = model.backbone.d_model
     return Timing(name, f"{chunk_ms} ms of {rate_hz / 1000:g} kHz D{width}", "longseq", p50, memory_mib=0.0, note=note)

@@ -76,10 +76,9 @@ def time_training(options: Options, device: str) -> Iterator[Timing]:
     size = ("full" if device == "cuda" else "small") if options.size == "auto" else options.size
     if size not in ("full", *SIZES):
         raise ConfigError(f"bench train has no size {size!r}. Sizes: {', '.join([*SIZES, 'full'])}")
-    yield Timing("device", "", "torch", NAN, note=bench.device_name(device))
     for name in names:
         preset, first = shrink(PRESETS[name], size), NAN
-        for implementation in (options.implementation or "auto,chunked").split(","):
+        for implementation in bench.implementations_of(options) or ["auto", "chunked"]:
             with bench_clock.freed(device):
                 rows = time_preset(name, preset, implementation, options, device)
             if first == first and rows[0].step_ms == rows[0].step_ms:
@@ -109,7 +108,7 @@ def time_preset(name: str, preset: Preset, implementation: str, options: Options
             step, model = make_step(preset, device, bench.dtype_of(options, device))
             bench_clock.once_ms(step, device)
             # With the parameters, their gradients and the optimizer's moments, which stand by now.
-            held = torch.cuda.memory_allocated() / 2**20 if device == "cuda" else 0.0
+            held = torch.cuda.memory_allocated() / 2**20 if device == "cuda" else _training_mib(model)
             spent: list[float] = []
             row.memory_mib = held + bench_clock.peak_mib(lambda: spent.append(bench_clock.once_ms(step, device)), device)
             # A step that takes longer than all may is not repeated.
@@ -117,13 +116,19 @@ def time_preset(name: str, preset: Preset, implementation: str, options: Options
             row.step_ms = spent[0] if slow else bench_clock.in_turns([step], device, options.budget_s, spent[0])[0].ms
             found = shares(step, device) if options.profile else []
     except Exception as error:
-        if not bench_clock.is_out_of_memory(error):
+        # An implementation that was named may not be available here; the others go on.
+        if not bench_clock.is_out_of_memory(error) and not (isinstance(error, ValueError) and implementation != "auto"):
             raise
         row.note = bench_clock.reason(error)
         return [row]
     row.tokens_per_s = preset.batch * preset.length / (row.step_ms * 1e-3)
     row.note = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
     return [row, *(Timing(name, f"  {share.what}", shown, NAN, note=share.show()) for share in found)]
+
+
+def _training_mib(model: SequenceModel) -> float:
+    """Parameters, and for those that are trained their gradients and AdamW's two moments."""
+    return sum((4 if p.requires_grad else 1) * p.numel() * p.element_size() for p in model.parameters()) / 2**20
 
 
 def make_step(preset: Preset, device: str, dtype: torch.dtype) -> tuple[Callable[[], None], SequenceModel]:

@@ -5,10 +5,10 @@ from torch import Tensor
 
 
 def check_sequence(name: str, x: Tensor, ndim: int) -> None:
-    """A floating-point tensor (B, L, ...) of `ndim` dimensions with at least one position.
+    """A floating-point tensor (B, L, ...) of `ndim` dimensions with at least one row, position and channel.
 
     Raises:
-        ValueError: another number of dimensions, or no position.
+        ValueError: another number of dimensions, or none of something.
         TypeError: not floating point.
     """
     if x.ndim != ndim:
@@ -16,8 +16,14 @@ def check_sequence(name: str, x: Tensor, ndim: int) -> None:
         raise ValueError(f"{name}: expected {expected}, found shape {tuple(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"{name}: expected a floating dtype, found {x.dtype}")
-    if not torch.compiler.is_compiling() and x.shape[1] == 0:
-        raise ValueError(f"{name}: expected at least one position, found length 0")
+    check_not_empty(name, x)
+
+
+def check_not_empty(name: str, x: Tensor) -> None:
+    """Raises ValueError for (B, L, ...) without a row, a position or a channel."""
+    if not torch.compiler.is_compiling() and 0 in x.shape:
+        what = "position, found length 0" if x.shape[1] == 0 else f"row and one channel, found shape {tuple(x.shape)}"
+        raise ValueError(f"{name}: expected at least one {what}")
 
 
 def check_parameters(expected: dict[str, tuple[Tensor | None, tuple[int, ...]]], what: str) -> None:
@@ -50,7 +56,7 @@ def check_rows(
 
     Raises:
         ValueError: another shape.
-        TypeError: a mask that is not bool, or segment ids that are not integers.
+        TypeError: a mask that is not bool, segment ids that are not integers, or a state that is not floating point.
     """
     if mask_BL is not None and mask_BL.dtype != torch.bool:
         raise TypeError(f"mask_BL: expected bool with True at real positions, found {mask_BL.dtype}")
@@ -64,6 +70,8 @@ def check_rows(
     name, tensor, shape = state
     if tensor is not None and tuple(tensor.shape) != shape:
         raise ValueError(f"{name}: expected {shape}, found {tuple(tensor.shape)}")
+    if tensor is not None and not tensor.is_floating_point():
+        raise TypeError(f"{name}: expected a floating dtype, found {tensor.dtype}")
 
 
 def check_chunk_size(chunk_size: int) -> None:

@@ -78,6 +78,8 @@ class Operator:
 
     def choose(self, implementation: str, *arguments: Any, **options: Any) -> Callable[..., Any]:
         """The function to call with these arguments."""
+        if not torch.compiler.is_compiling():
+            self._require_one_device(*arguments, *options.values())
         if implementation == "auto" and _preferred is not None:
             # Where an operator has no such form, "auto" stays what it is.
             implementation = _preferred if _preferred in self.names else implementation
@@ -176,6 +178,12 @@ class Operator:
                 stacklevel=4,
             )
         return problem
+
+    def _require_one_device(self, x: Tensor, *others: Any) -> None:
+        # A custom operator with one tensor on the meta device would answer with whatever is in memory.
+        for other in others:
+            if isinstance(other, Tensor) and other.device != x.device:
+                raise ValueError(f"{self.name}: all tensors must be on {x.device}, found one on {other.device}")
 
     def _require_known(self, implementation: str) -> None:
         if implementation not in self.names:

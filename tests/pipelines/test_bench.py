@@ -143,7 +143,8 @@ def test_a_failed_measurement_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_backbone_stops_at_its_budget(tmp_path: Path) -> None:
     options = ["backbones", "trainer=cpu", "name=mamba", "lengths=8,16,999999", "d_model=16", "budget_s=50"]
     assert bench.run([*options, f"output={tmp_path / 'b.csv'}"]) == 0
-    found = rows(tmp_path / "b.csv")
+    device, *found = rows(tmp_path / "b.csv")
+    assert "torch" in device["note"]
     assert [row["size"].split()[1] for row in found] == ["L8", "L16"]
     assert "exponent" in found[-1]["note"]
     assert "stopped before L999999" in found[-1]["note"]
@@ -152,13 +153,13 @@ def test_a_backbone_stops_at_its_budget(tmp_path: Path) -> None:
 def test_a_backbone_stops_where_memory_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_memory, "available", lambda: 0.0)
     monkeypatch.setattr(bench_clock, "peak_mib", lambda call, device: 7.0)
-    found = table(tmp_path, "backbones", "name=cnn", "lengths=8,16", "d_model=16", "budget_s=9999")
+    _, *found = table(tmp_path, "backbones", "name=cnn", "lengths=16,8,16", "d_model=16", "budget_s=9999")
     assert [row["note"] for row in found] == ["stopped before L16: about 14 MiB, of which 0 are free"]
 
 
 def test_steps_are_timed_where_there_are_any(tmp_path: Path) -> None:
     assert bench.run(["step", "trainer=cpu", "name=*mamba*", "lengths=3,9", "d_model=16", f"output={tmp_path / 'b.csv'}"]) == 0
-    assert [row["what"] for row in rows(tmp_path / "b.csv")] == ["mamba"] * 2 + ["mamba2"] * 2
+    assert [row["what"] for row in rows(tmp_path / "b.csv")] == ["device"] + ["mamba"] * 2 + ["mamba2"] * 2
 
 
 def test_the_exponent_is_the_slope() -> None:
@@ -194,8 +195,48 @@ def test_turns_are_as_many_as_fit() -> None:
         ["train", "trainer=cpu", "name=gpt"],
         ["train", "trainer=cpu", "size=hopper"],
         ["train", "profile=maybe"],
+        ["train", "trainer=cpu", "implementation=auto,chuncked"],
+        ["train", "trainer=cpu", "lengths=64"],
+        ["train", "trainer=cpu", "dtype=bf16"],
+        ["ops", "trainer=cpu", "implementation=chunked,"],
+        ["ops", "trainer=cpu", "d_model=64"],
+        ["ops", "trainer=cpu", "size=tiny", "lengths=64"],
+        ["ops", "trainer=cpu", "lengths=-3"],
+        ["ops", "trainer=cpu", "budget_s=nan"],
+        ["ops", "trainer=cpu", "budget_s=-1"],
+        ["backbones", "trainer=cpu", "lengths=,"],
+        ["backbones", "trainer=cpu", "lengths=0"],
+        ["backbones", "trainer=cpu", "d_model=-3"],
+        ["backbones", "trainer=cpu", "name=manba"],
+        ["backbones", "trainer=cpu", "name=gru", "output=b.png"],
+        ["step", "trainer=cpu", "name=nope"],
+        ["stream", "trainer=cpu", "name=nope"],
+        ["stream", "trainer=cpu", "dtype=float32"],
+        ["ops", "trainer=cpu", "output=."],
+        ["ops", "trainer=cpu", "output=/proc/x/b.csv"],
     ],
 )
-def test_mistakes_are_answered(args: list[str]) -> None:
+def test_mistakes_are_answered_and_leave_older_tables(args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bench.csv").write_text("yesterday's")
     with pytest.raises(ConfigError):
         bench.run(args)
+    assert (tmp_path / "bench.csv").read_text() == "yesterday's"
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.csv"]
+
+
+def test_a_named_implementation_that_is_not_there_is_a_row(tmp_path: Path) -> None:
+    _, failed, found = table(tmp_path, "train", "name=s4d-scifar", "size=tiny", "implementation=triton,chunked")
+    assert "not available" in failed["note"] and not failed["step_ms"]
+    assert float(found["step_ms"]) > 0
+    # Parameters, gradients and moments stand in memory on a CPU as well.
+    model = bench_train.make_step(bench_train.shrink(bench_train.PRESETS["s4d-scifar"], "tiny"), "cpu", torch.float32)[1]
+    assert float(found["memory_mib"]) > 16e-6 * sum(p.numel() for p in model.parameters()) / 1.05
+
+
+@pytest.mark.parametrize("width", [16, 64, 100, 256])
+def test_heads_have_all_channels(width: int) -> None:
+    sizes = bench_sizes.everywhere(64, width)
+    for operator in ("ssd", "window_attention"):
+        (size,) = sizes[operator]
+        assert size["H"] * size["P"] == width

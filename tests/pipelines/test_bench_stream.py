@@ -20,12 +20,38 @@ def test_latency_of_chunks(
     printed = capsys.readouterr().out
     assert "real-time factor" in printed and "p99" in printed
     with (tmp_path / "out.csv").open() as file:
-        rows = list(csv.DictReader(file))
+        _, *rows = csv.DictReader(file)
     # Caduceus matches too, but sees the future.
     assert [(row["what"], row["size"][:5]) for row in rows] == [
         (name, size) for name in ("mamba", "mamba2") for size in ("20 ms", "40 ms")
     ]
     assert all(float(row["forward_ms"]) > 0 for row in rows)
+
+
+def test_long_chunks_are_whole_and_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, pushed = [0.0], []
+
+    class Stream:
+        state_bytes = 0
+
+        def push(self, chunk: Any) -> Any:
+            pushed.append(chunk.shape[1])
+            # A tenth of the sound's own length.
+            clock[0] += 0.1 * chunk.shape[1] / 16_000
+            return chunk
+
+    class Model:
+        embedding = backbone = type("Parts", (), {"d_model": 16})
+
+        def stream(self) -> Stream:
+            return Stream()
+
+    monkeypatch.setattr(bench_stream.time, "perf_counter", lambda: clock[0])
+    for chunk_ms in (30, 3000):
+        pushed.clear()
+        row = bench_stream.time_stream("toy", Model(), chunk_ms, "cpu")  # type: ignore[arg-type]
+        assert set(pushed) == {16 * chunk_ms} and len(pushed) >= bench_stream.FEWEST
+        assert "real-time factor 0.100" in row.note
 
 
 @pytest.mark.parametrize("tokenizer", ["waveform", "mulaw"])
@@ -38,7 +64,7 @@ def test_a_trained_model_is_timed_at_its_own_rate(
     for source in (f"run={run}", f"model={run / 'model'}"):
         assert longseq("bench", "stream", "trainer=cpu", source, "output=out.csv") == 0
         with (tmp_path / "out.csv").open() as file:
-            (row,) = csv.DictReader(file)
+            _, row = csv.DictReader(file)
         assert (row["what"], row["size"]) == ("gru", "20 ms of 4 kHz D16")
         assert float(row["forward_ms"]) > 0 and "real-time factor" in row["note"] and "p99" in row["note"]
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from longseq.ops.causal_conv1d.chunked import causal_conv1d_chunked
 from longseq.ops.causal_conv1d.reference import causal_conv1d_reference
+from longseq.ops.checks import check_not_empty
 from longseq.ops.dispatch import Operator
 from longseq.ops.tracing import is_exporting
 
@@ -89,8 +90,8 @@ def _check(
         shapes = f"x {tuple(x_BLD.shape)} and weight {tuple(weight_DK.shape)}"
         raise ValueError(f"x must be (batch, length, width) and weight (width, taps), found {shapes}")
     batch, length, width = x_BLD.shape
-    if not is_exporting() and length == 0:
-        raise ValueError("x has length 0; the shortest sequence is one position")
+    if not is_exporting():
+        check_not_empty("x", x_BLD)
     if activation not in (None, "silu"):
         raise ValueError(f"activation must be 'silu' or None, found {activation!r}")
     expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from longseq.ops.autocast import without_autocast
 from longseq.ops.checks import check_chunk_size, check_parameters, check_rows, check_sequence
 from longseq.ops.diagonal_ssm.chunked import diagonal_ssm_chunked
 from longseq.ops.diagonal_ssm.discretize import Discretization, discretize, kernel_taps, multiply
@@ -88,10 +89,8 @@ def diagonal_ssm(
         "reverse": reverse,
         "chunk_size": chunk_size,
     }
-    if not torch.is_autocast_enabled(x_BLD.device.type):
-        return _operator(implementation, x_BLD, dt_D, A_real_DN, A_imag_DN, C_DN2, B_DN2, D_D, **options)
     # Autocast would run the products over kernel taps and states in 16 bits.
-    with torch.autocast(x_BLD.device.type, enabled=False):
+    with without_autocast(x_BLD):
         return _operator(implementation, x_BLD, dt_D, A_real_DN, A_imag_DN, C_DN2, B_DN2, D_D, **options)
 
 

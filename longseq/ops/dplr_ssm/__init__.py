@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from longseq.ops.autocast import without_autocast
 from longseq.ops.checks import check_chunk_size, check_parameters, check_rows, check_sequence
 from longseq.ops.dispatch import Operator
 from longseq.ops.dplr_ssm.cauchy import kernel_by_cauchy, undo_length_correction
@@ -87,10 +88,8 @@ def dplr_ssm(
         "reverse": reverse,
         "chunk_size": chunk_size,
     }
-    if not torch.is_autocast_enabled(x_BLD.device.type):
-        return _operator(implementation, x_BLD, dt_D, A_real_DN, A_imag_DN, P_DN2, B_DN2, C_DN2, D_D, **options)
     # Autocast would run the products over kernel taps and states in 16 bits.
-    with torch.autocast(x_BLD.device.type, enabled=False):
+    with without_autocast(x_BLD):
         return _operator(implementation, x_BLD, dt_D, A_real_DN, A_imag_DN, P_DN2, B_DN2, C_DN2, D_D, **options)
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from longseq.ops.checks import check_not_empty
 from longseq.ops.dispatch import Operator
 from longseq.ops.fft_conv.chunked import fft_conv_chunked
 from longseq.ops.fft_conv.reference import fft_conv_reference
@@ -84,6 +85,7 @@ def _check(
             raise TypeError(f"{name}: expected a floating dtype, found {x.dtype}")
     if u_BLD.dim() != 3:
         raise ValueError(f"u_BLD: expected (batch, length, width), found shape {tuple(u_BLD.shape)}")
+    check_not_empty("u_BLD", u_BLD)
     batch, _, width = u_BLD.shape
     if k_DK.dim() != 2 or k_DK.shape[0] != width or k_DK.shape[1] < 1:
         raise ValueError(f"k_DK: expected (width={width}, taps) with at least one tap, found shape {tuple(k_DK.shape)}")

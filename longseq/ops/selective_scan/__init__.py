@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longseq.ops.checks import check_not_empty
 from longseq.ops.dispatch import Operator
 from longseq.ops.selective_scan.chunked import selective_scan_chunked
 from longseq.ops.selective_scan.reference import selective_scan_reference
@@ -160,8 +161,8 @@ def _check(
         raise ValueError(f"x must be (batch, length, width) and A (width, states), found {shapes}")
     batch, length, width = x_BLD.shape
     n_state = A_DN.shape[1]
-    if not is_exporting() and length == 0:
-        raise ValueError("x has length 0; the shortest sequence is one step")
+    if not is_exporting():
+        check_not_empty("x", x_BLD)
     expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
         "x": (x_BLD, (batch, length, width)),
         "dt": (dt_BLD, (batch, length, width)),

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from longseq.ops.autocast import without_autocast
 from longseq.ops.checks import check_chunk_size, check_parameters, check_rows, check_sequence
 from longseq.ops.dispatch import Operator
 from longseq.ops.ssd.chunked import ssd_chunked
@@ -88,10 +89,8 @@ def ssd(
         "reverse": reverse,
         "chunk_size": chunk_size,
     }
-    if not torch.is_autocast_enabled(x_BLHP.device.type):
-        return _operator(implementation, x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, dt_bias_H, **options)
     # Autocast would run the products over decays and states in 16 bits.
-    with torch.autocast(x_BLHP.device.type, enabled=False):
+    with without_autocast(x_BLHP):
         return _operator(implementation, x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, dt_bias_H, **options)
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from longseq.ops.autocast import without_autocast
 from longseq.ops.tracing import is_exporting
 
 # Below 16 the batch of tiny products dominates; above 256 the two half-empty corner blocks do.
@@ -70,7 +71,8 @@ def _zero_padding(x_BLHP: Tensor, real_BM: Tensor) -> Tensor:
 def _attend(q_BLHP: Tensor, k_BMHP: Tensor, v_BMHP: Tensor, seen_BLM: Tensor, scale: float) -> Tensor:
     """Softmax attention where each row of `seen_BLM` has at least one True; the softmax itself runs in float32."""
     q_BHLP, k_BHMP, v_BHMP = q_BLHP.transpose(1, 2), k_BMHP.transpose(1, 2), v_BMHP.transpose(1, 2)
-    y_BHLP = F.scaled_dot_product_attention(q_BHLP, k_BHMP, v_BHMP, attn_mask=seen_BLM[:, None], scale=scale)
+    with without_autocast(q_BHLP):
+        y_BHLP = F.scaled_dot_product_attention(q_BHLP, k_BHMP, v_BHMP, attn_mask=seen_BLM[:, None], scale=scale)
     return y_BHLP.transpose(1, 2)
 
 
