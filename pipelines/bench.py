@@ -23,14 +23,14 @@ runs the large sizes and a CPU small ones. What is compared is measured in turns
 this machine; ratios travel better.
 """
 
+import contextlib
 import csv
 import importlib
-import importlib.util
 import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -247,8 +247,9 @@ def device_name(device: str) -> str:
     from longseq.pipelines.results import cpu_name
 
     name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
-    has_triton = importlib.util.find_spec("triton") is not None
-    return f"{name}, torch {torch.__version__}" + (f", triton {version('triton')}" if has_triton else "")
+    with contextlib.suppress(PackageNotFoundError):
+        return f"{name}, torch {torch.__version__}, triton {version('triton')}"
+    return f"{name}, torch {torch.__version__}"
 
 
 def implementations_of(options: Options) -> list[str]:

@@ -10,10 +10,8 @@ layer holds: `filter.layers`, `filter.freq` and `filter.output` are the publishe
 shared frequency, and `filter.deltas` and `filter.bias` are `filter_fn.modulation.deltas` and `filter_fn.bias`.
 """
 
-import contextlib
 import math
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +21,7 @@ from longseq.backbone import Mixer, State, zero_padding
 from longseq.layers.compaction import Compaction
 from longseq.layers.marks import mark_all
 from longseq.layers.segments import find_segments, pack, segment_mask, unpack
+from longseq.ops.autocast import without_autocast
 from longseq.ops.causal_conv1d import causal_conv1d
 from longseq.ops.fft_conv import fft_conv
 from longseq.ops.tracing import is_exporting
@@ -115,7 +114,7 @@ class HyenaFilter(nn.Module):
         lag_L1 = torch.arange(start, stop, device=device, dtype=self.dtype)[:, None]
         t_L1 = lag_L1 / max(1, self.max_length - 1)
         # Under autocast the network would run in half precision, and a filter is as exact as its inputs are.
-        with _without_autocast(device):
+        with without_autocast(lag_L1):
             h_LD = self.embed(lag_L1, t_L1)
             freq = self.freq.to(self.dtype)
             for layer in self.layers:
@@ -369,10 +368,3 @@ def _move_to_end(past_BMOD: Tensor, by_B1: Tensor) -> Tensor:
     source_BM = torch.arange(past_BMOD.shape[1], device=past_BMOD.device) - by_B1
     index_BMOD = source_BM.clamp(min=0)[:, :, None, None].expand_as(past_BMOD)
     return past_BMOD.gather(1, index_BMOD).masked_fill((source_BM < 0)[:, :, None, None], 0.0)
-
-
-def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Full precision where autocast would lower it; nothing otherwise, so that exported graphs hold no such region."""
-    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)

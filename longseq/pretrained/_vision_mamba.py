@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from longseq.errors import CheckpointError
-from longseq.pretrained._renames import Renaming, Rules, Weights, add_zero_bias, count, find
+from longseq.pretrained._renames import Renaming, Rules, Weights, add_prefix, add_zero_bias, count, find, rename_keys
 
 # Means and standard deviations of ImageNet, which both were trained with.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -52,6 +52,11 @@ def network_prefix(names: Iterable[str]) -> str:
         shown = ", ".join(prefix + _PATCHES for prefix in found[:3])
         raise CheckpointError(f"the file holds {len(found)} networks ({shown}): save the one to load as a file of its own")
     return found[0] if found else ""
+
+
+def rename_network(weights: Weights, rules: Rules = RULES) -> Renaming:
+    """By rules for the network's own names, whatever module it stands in."""
+    return rename_keys(weights, add_prefix(rules, network_prefix(weights)))
 
 
 def find_part(weights: Weights, name: str, what: str) -> Tensor:

@@ -13,8 +13,16 @@ import torch
 
 from longseq.errors import CheckpointError
 from longseq.pretrained._formats import PretrainedInfo
-from longseq.pretrained._renames import Config, Options, Renaming, Weights, add_prefix, count, rename_keys, require
-from longseq.pretrained._vision_mamba import find_part, grid_side, n_classes, network_prefix, refuse, split_positions
+from longseq.pretrained._renames import Config, Options, Renaming, Weights, count, require
+from longseq.pretrained._vision_mamba import (
+    find_part,
+    grid_side,
+    n_classes,
+    network_prefix,
+    refuse,
+    rename_network,
+    split_positions,
+)
 
 CHECKPOINTS = tuple(
     PretrainedInfo(f"timm/{name}", "timm", "vision", parameters, 197, "Apache-2.0")
@@ -128,6 +136,6 @@ def rename(weights: Weights, config: Config, options: Options) -> Renaming:
         (r"pos_embed", "embedding.space_positions"),
         (r"head\.(weight|bias)", r"head.projection.\1"),
     ]
-    renaming = rename_keys(weights, add_prefix(rules, network_prefix(weights)))
+    renaming = rename_network(weights, rules)
     split_positions(renaming, 0)
     return renaming

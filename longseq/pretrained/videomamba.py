@@ -4,10 +4,9 @@ from collections.abc import Collection
 from typing import Any
 
 from longseq.pretrained._formats import PretrainedInfo
-from longseq.pretrained._renames import Config, Options, Renaming, Weights, add_prefix, rename_keys
+from longseq.pretrained._renames import Config, Options, Renaming, Weights
 from longseq.pretrained._vision_mamba import (
     MEAN,
-    RULES,
     STD,
     backbone_config,
     find_part,
@@ -15,6 +14,7 @@ from longseq.pretrained._vision_mamba import (
     has_two_scans,
     n_classes,
     network_prefix,
+    rename_network,
     split_positions,
 )
 
@@ -56,7 +56,7 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
 def rename(weights: Weights, config: Config, options: Options) -> Renaming:
     """The scans are summed as they are here."""
     del config, options
-    renaming = rename_keys(weights, add_prefix(RULES, network_prefix(weights)))
+    renaming = rename_network(weights)
     split_positions(renaming, 0)
     if "embedding.time_positions" in renaming.tensors:
         _place_times(renaming)

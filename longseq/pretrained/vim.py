@@ -6,17 +6,16 @@ from typing import Any
 
 from longseq.errors import CheckpointError
 from longseq.pretrained._formats import PretrainedInfo
-from longseq.pretrained._renames import Config, Options, Renaming, Weights, add_prefix, rename_keys
+from longseq.pretrained._renames import Config, Options, Renaming, Weights
 from longseq.pretrained._vision_mamba import (
     MEAN,
-    RULES,
     STD,
     backbone_config,
     find_part,
     grid_side,
     has_two_scans,
     n_classes,
-    network_prefix,
+    rename_network,
     split_positions,
 )
 
@@ -61,7 +60,7 @@ def model_config(config: Config, weights: Weights, options: Options) -> dict[str
 def rename(weights: Weights, config: Config, options: Options) -> Renaming:
     """The halved sum of the two scans is a halved output projection."""
     del config, options
-    renaming = rename_keys(weights, add_prefix(RULES, network_prefix(weights)))
+    renaming = rename_network(weights)
     for name in renaming.tensors:
         if re.fullmatch(r"backbone\.blocks\.\d+\.mixer\.out_proj\.weight", name):
             renaming.tensors[name] = renaming.tensors[name] / 2
