@@ -7,7 +7,7 @@ the others again. Sums over channels and over stretches of time are taken in a f
 import functools
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,9 +21,7 @@ from longseq.ops.gpu import family
 from longseq.ops.selective_scan.chunked import selective_scan_chunked
 from longseq.ops.selective_scan.triton_backward import scan_backward
 from longseq.ops.selective_scan.triton_choices import (
-    BACKWARD_TILES,
     KEEP,
-    LANES_FROM,
     LONGEST,
     MAX_STATES,
     UNROLL,
@@ -33,6 +31,7 @@ from longseq.ops.selective_scan.triton_choices import (
     choose,
     choose_backward,
     padded_states,
+    tiles_for,
 )
 from longseq.ops.selective_scan.triton_gradients import scan_gradients
 from longseq.ops.selective_scan.triton_kernels import combine_stretches, scan_forward
@@ -100,7 +99,7 @@ def selective_scan_triton(
 def self_check() -> float:
     """The largest relative error of outputs and gradients against the chunked form, with time whole and cut into stretches.
 
-    It runs the gradients' variant that a training step in bf16 runs; all kernels compile side by side.
+    All kernels compile side by side; that of gradients by lanes is compared on its own first use.
     """
     generator = torch.Generator().manual_seed(0)
     device = "cpu" if _INTERPRETED else "cuda"
@@ -114,21 +113,9 @@ def self_check() -> float:
     def launches() -> None:
         for values in cases:
             launch_all(_run_forward, _run_backward, values)
-        _launch_for_lanes(cases[0])
 
     run, exact = (functools.partial(f, dt_softplus=True) for f in (selective_scan_triton, selective_scan_chunked))
     return largest_error(run, exact, cases, launches)
-
-
-def _launch_for_lanes(values: list[Tensor]) -> None:
-    """The launches of a large training step whose code does not depend on its width, which then is all that it compiles."""
-    inputs = (*values, None, None)
-    x_BLD, n_states = values[0], values[2].shape[1]
-    lanes = choose_backward(family(x_BLD.device), LANES_FROM, n_states, x_BLD.dtype == torch.bfloat16)
-    if lanes.values == WALKED_STATES:
-        forward = _choices(x_BLD, n_states)[0]._replace(keep=lanes.keep)
-        y_BLD, state_BDN, kept = _outputs(forward, inputs, None, True, False, save=True)
-        _gradients(_tiles_for(lanes), y_BLD, state_BDN, inputs, kept, True, False)
 
 
 def _choices(x_BLD: Tensor, n_states: int) -> tuple[Choice, Choice]:
@@ -412,22 +399,28 @@ def _run_backward(
     options = (kept, dt_softplus, reverse)
     with on_device(x_BLD):
         choice = _choices(x_BLD, A_DN.shape[1])[1]
-        if choice.values == WALKED_STATES and not _lanes_agree(choice, inputs, *options):
-            choice = _tiles_for(choice)
-        return _gradients(choice, dy_BLD, dstate_BDN, inputs, *options)
-
-
-def _tiles_for(choice: Choice) -> Choice:
-    """The kernel of tiles that begins at the states which were kept for another."""
-    return BACKWARD_TILES._replace(steps=choice.keep, keep=choice.keep)
+        launches = functools.partial(_gradients, choice, dy_BLD, dstate_BDN, inputs, *options)
+        if choice.values == WALKED_STATES and not _lanes_agree(choice, inputs, *options, launches):
+            return _gradients(tiles_for(choice), dy_BLD, dstate_BDN, inputs, *options)
+        return launches()
 
 
 # By width, strides and flags, which its code is compiled for: whether the kernel of lanes gives what that of tiles does.
 _agreed: dict[tuple[Any, ...], bool] = {}
 
 
-def _lanes_agree(choice: Choice, inputs: tuple[Tensor | None, ...], kept: Tensor, dt_softplus: bool, reverse: bool) -> bool:
-    """Whether a lane may have a channel: on first use gradients of the first few steps are compared with those by tiles."""
+def _lanes_agree(
+    choice: Choice,
+    inputs: tuple[Tensor | None, ...],
+    kept: Tensor,
+    dt_softplus: bool,
+    reverse: bool,
+    launches: Callable[[], object],
+) -> bool:
+    """Whether a lane may have a channel: on first use gradients of the first few steps are compared with those by tiles.
+
+    All that the call itself launches is compiled beside what is compared.
+    """
     x, dt, A, B, C, D, z, bias, mask, segments = inputs
     assert x is not None and dt is not None and A is not None and B is not None and C is not None
     strides = (x.stride(1), dt.stride(1), None if z is None else z.stride(1))
@@ -451,9 +444,9 @@ def _lanes_agree(choice: Choice, inputs: tuple[Tensor | None, ...], kept: Tensor
     begin = kept[:1, : -(-steps // choice.keep)].contiguous()
 
     def both() -> list[tuple[Tensor, ...]]:
-        return [_gradients(c, dy, dstate, some, begin, dt_softplus, reverse) for c in (choice, _tiles_for(choice))]
+        return [_gradients(c, dy, dstate, some, begin, dt_softplus, reverse) for c in (choice, tiles_for(choice))]
 
-    with compiled_ahead(both):
+    with compiled_ahead(lambda: (both(), launches())):
         pass
     found, expected = both()
     pairs = [(a.float(), b.float()) for a, b in zip(found, expected, strict=True) if b.numel()]

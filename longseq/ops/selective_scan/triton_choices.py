@@ -70,13 +70,13 @@ _SAFE = (Choice(16, 4, 8, 190), Choice(4, 4, 8, 512), Choice(4, 4, 8, 512))
 # By (major) compute capability; that of 9 was measured on an H100 (README.md).
 _BY_FAMILY = {
     8: _SAFE,
-    9: (Choice(8, 4, 16, 256, 224), Choice(8, 4, 16, 256), Choice(16, 1, 4, 1024, stored=4, keep=4)),
+    9: (Choice(8, 4, 16, 256, 224), Choice(8, 4, 16, 256), Choice(16, 1, 4, 1024, stored=4, keep=4, walk_programs=2048)),
     10: _SAFE,
     12: _SAFE,
 }
 # Backward where a lane does not have a channel: its kernel takes up to 16 states, and bfloat16. It saves a quarter of the time
 # and compiles for 4 s, for every width anew: worth it from so many elements of x on, where it saves half a millisecond a call.
-BACKWARD_TILES = Choice(4, 4, 8, 512, dot=True)
+_BACKWARD_TILES = Choice(4, 4, 8, 512, dot=True)
 LANES_FROM = 1 << 25
 # Forward where batch and channels do not fill the GPU: time is cut into twice as many stretches as all schedulers hold warps.
 _LONG = Choice(16, 4, 8, 1056)
@@ -102,5 +102,14 @@ def choose(
 def choose_backward(capability: int, elements: int, n_states: int, is_bfloat16: bool) -> Choice:
     """The backward choice for as many elements of x."""
     backward = _BY_FAMILY.get(capability, _SAFE)[2]
-    fits = is_bfloat16 and padded_states(n_states) <= WALKED_STATES and elements >= LANES_FROM
-    return BACKWARD_TILES if backward.values == WALKED_STATES and not fits else backward
+    if backward.values != WALKED_STATES:
+        return backward
+    if not is_bfloat16 or padded_states(n_states) > WALKED_STATES:
+        return _BACKWARD_TILES
+    # The same states are kept, so that the forward pass and the tiles are compiled once for all sizes.
+    return backward if elements >= LANES_FROM else tiles_for(backward)
+
+
+def tiles_for(lanes: Choice) -> Choice:
+    """The kernel of tiles that begins at the states which were kept for that of lanes."""
+    return _BACKWARD_TILES._replace(steps=lanes.keep, keep=lanes.keep)
