@@ -23,7 +23,7 @@ from longseq.ops.dplr_ssm.chunked import ChunkModel
 from longseq.ops.fft_conv import fft_conv
 from longseq.registry import register_backbone
 
-Algorithm = Literal["chunked", "cauchy"]
+Algorithm = Literal["auto", "chunked", "powers", "cauchy"]
 
 
 @register_backbone(
@@ -39,7 +39,8 @@ class S4Mixer(LinearSSM, Mixer):
 
     `A = diag(lambda) - P P*` is HiPPO-LegS at the start, whose state holds the whole history in Legendre polynomials; S4D
     leaves P out. Discretised by the bilinear rule, it is run in one of two ways with the same result: chunk by chunk with a
-    carried state, or as the paper trains it, by a convolution whose kernel comes from Cauchy products and an inverse FFT.
+    carried state, or as the paper trains it, by a convolution whose kernel is made first, from powers of the transition or, as
+    there, from Cauchy products and an inverse FFT.
 
     Args:
         d_model: width in and out.
@@ -52,7 +53,8 @@ class S4Mixer(LinearSSM, Mixer):
         tie_dropout: drop whole channels, for all positions alike.
         rate: time between samples, relative to that in training: 2.0 for half the sampling rate. Also an attribute, which
             may be set on a trained network.
-        algorithm: `chunked`, or `cauchy` for whole rows; packed rows, carried states and traced graphs are chunked in any case.
+        algorithm: `chunked`, or for whole rows a convolution with a kernel by `powers` or `cauchy`; packed rows, carried states
+            and traced graphs are chunked in any case. `auto` is `powers` on a GPU and `chunked` elsewhere.
         chunk_size: positions per chunk.
 
     Raises:
@@ -77,7 +79,7 @@ class S4Mixer(LinearSSM, Mixer):
         inner_dropout: float = 0.0,
         tie_dropout: bool = False,
         rate: float = 1.0,
-        algorithm: Algorithm = "chunked",
+        algorithm: Algorithm = "auto",
         chunk_size: int = 64,
     ) -> None:
         if d_state < 2 or d_state % 2:
@@ -100,10 +102,11 @@ class S4Mixer(LinearSSM, Mixer):
         self.P = slow(poles.P_N2.float().repeat(self.n_ssm, 1, 1))
         self.algorithm: Algorithm = algorithm
 
-    def run_rows(self, x_BLD: Tensor, direction: int, mask_BL: Tensor | None, segment_ids_BL: Tensor | None) -> Tensor:
-        if self.algorithm == "cauchy" and segment_ids_BL is None and not torch.compiler.is_compiling():
-            return self._convolve(x_BLD, direction, mask_BL)
-        return super().run_rows(x_BLD, direction, mask_BL, segment_ids_BL)
+    def run_rows(self, x_BLD: Tensor, mask_BL: Tensor | None, segment_ids_BL: Tensor | None) -> Tensor:
+        convolves = self.algorithm != "chunked" and (self.algorithm != "auto" or x_BLD.is_cuda)
+        if convolves and segment_ids_BL is None and not torch.compiler.is_compiling():
+            return self._convolve(x_BLD, mask_BL)
+        return super().run_rows(x_BLD, mask_BL, segment_ids_BL)
 
     def run(
         self,
@@ -134,7 +137,7 @@ class S4Mixer(LinearSSM, Mixer):
 
     def kernel(self, length: int) -> Tensor:
         method = "cauchy" if self.algorithm == "cauchy" else "powers"
-        return torch.stack([dplr_ssm_kernel(*self._system(), C_DN2, length, method=method) for C_DN2 in self.C])
+        return dplr_ssm_kernel(*self._system(), self.C, length, method=method)
 
     @torch.no_grad()
     def undo_length_correction(self, length: int) -> None:
@@ -155,12 +158,12 @@ class S4Mixer(LinearSSM, Mixer):
         model = self.continuous()
         return model.dt_D, model.A_real_DN, model.A_imag_DN, self.tie(self.P), model.B_DN2
 
-    def _convolve(self, x_BLD: Tensor, direction: int, mask_BL: Tensor | None) -> Tensor:
-        """The paper's way over whole rows: a kernel as long as the input, and one long convolution."""
-        taps_DL = dplr_ssm_kernel(*self._system(), self.C[direction], x_BLD.shape[1], method="cauchy")
-        if direction == 1:
-            x_BLD, mask_BL = x_BLD.flip(1), None if mask_BL is None else mask_BL.flip(1)
+    def _convolve(self, x_BLD: Tensor, mask_BL: Tensor | None) -> Tensor:
+        """The paper's way over whole rows: kernels as long as the input, and one long convolution in each direction."""
         layout = None if mask_BL is None else compact(mask_BL, None, x_BLD[:, :, 0], self.chunk_size)
-        y_BLD = fft_conv(x_BLD if layout is None else layout.place(x_BLD), taps_DL, self.D if direction == 0 else None)
-        y_BLD = y_BLD if layout is None else layout.take(y_BLD)
-        return y_BLD.flip(1) if direction == 1 else y_BLD
+        u_BLD = x_BLD if layout is None else layout.place(x_BLD)
+        taps_RDL = self.kernel(u_BLD.shape[1])
+        y_BLD = fft_conv(u_BLD, taps_RDL[0], self.D)
+        if not self.causal:
+            y_BLD = y_BLD + fft_conv(u_BLD.flip(1), taps_RDL[1]).flip(1)
+        return y_BLD if layout is None else layout.take(y_BLD)

@@ -128,16 +128,20 @@ class LinearSSM(nn.Module):
     def forward(self, x_BLD: Tensor, mask_BL: Tensor | None = None, segment_ids_BL: Tensor | None = None) -> Tensor:
         if mask_BL is not None:
             x_BLD = x_BLD.masked_fill(~mask_BL.unsqueeze(-1), 0.0)
-        y_BLD = self.run_rows(x_BLD, 0, mask_BL, segment_ids_BL)
-        if not self.causal:
-            y_BLD = y_BLD + self.run_rows(x_BLD, 1, mask_BL, segment_ids_BL)
+        if self.materialized and not self.training and segment_ids_BL is None:
+            y_BLD = self._run_materialized(x_BLD, 0, mask_BL)
+            if not self.causal:
+                y_BLD = y_BLD + self._run_materialized(x_BLD, 1, mask_BL)
+        else:
+            y_BLD = self.run_rows(x_BLD, mask_BL, segment_ids_BL)
         return self.output(y_BLD)
 
-    def run_rows(self, x_BLD: Tensor, direction: int, mask_BL: Tensor | None, segment_ids_BL: Tensor | None) -> Tensor:
+    def run_rows(self, x_BLD: Tensor, mask_BL: Tensor | None, segment_ids_BL: Tensor | None) -> Tensor:
         """The model over whole rows from a zero state, in the way that suits them."""
-        if self.materialized and not self.training and segment_ids_BL is None:
-            return self._run_materialized(x_BLD, direction, mask_BL)
-        return self.run(x_BLD, direction, None, mask_BL, segment_ids_BL)[0]
+        y_BLD, _ = self.run(x_BLD, 0, None, mask_BL, segment_ids_BL)
+        if not self.causal:
+            y_BLD = y_BLD + self.run(x_BLD, 1, None, mask_BL, segment_ids_BL)[0]
+        return y_BLD
 
     def init_state(self, batch_size: int) -> Tensor:
         """Zeros (B, D, N, 2): the real and imaginary parts of the state."""

@@ -142,13 +142,13 @@ def dplr_ssm_kernel(
         A_imag_DN: imaginary parts (D, N).
         P_DN2: low-rank factor as (real, imaginary).
         B_DN2: input weights as (real, imaginary).
-        C_DN2: output weights as (real, imaginary), without length correction.
+        C_DN2: output weights as (real, imaginary), without length correction; or several sets of them, (R, D, N, 2).
         length: number of taps, 1 or more.
         method: "powers" (products of powers of the transition) or "cauchy" (the paper's generating function and one inverse
             FFT; blocks of frequencies are recomputed in backward).
 
     Returns:
-        K (D, length) in fp32 (fp64 for fp64 parameters).
+        K (D, length), or (R, D, length), in fp32 (fp64 for fp64 parameters).
 
     Raises:
         ValueError: a length below 1 or an unknown method.
@@ -164,8 +164,13 @@ def dplr_ssm_kernel(
         raise ValueError(f"method={method!r}: expected one of {', '.join(get_args(KernelMethod))}")
     dtype = torch.float64 if A_real_DN.dtype == torch.float64 else torch.float32
     with torch.autocast(A_real_DN.device.type, enabled=False):
-        parameters = [p.to(dtype) for p in (dt_D, A_real_DN, A_imag_DN, P_DN2, B_DN2, C_DN2)]
-        return (kernel_by_cauchy if method == "cauchy" else kernel_by_powers)(*parameters, length=length)
+        system = [p.to(dtype) for p in (dt_D, A_real_DN, A_imag_DN, P_DN2, B_DN2)]
+        C_RDN2 = C_DN2.to(dtype).reshape(-1, *C_DN2.shape[-3:])
+        if method == "powers":
+            taps_RDL = kernel_by_powers(*system, C_RDN2=C_RDN2, length=length)
+        else:
+            taps_RDL = torch.stack([kernel_by_cauchy(*system, C_DN2=C_of_one_DN2, length=length) for C_of_one_DN2 in C_RDN2])
+    return taps_RDL if C_DN2.ndim == 4 else taps_RDL[0]
 
 
 def _check(

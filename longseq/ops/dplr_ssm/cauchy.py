@@ -21,7 +21,7 @@ BLOCK_ELEMENTS = 1 << 20
 def kernel_by_cauchy(
     dt_D: Tensor, A_real_DN: Tensor, A_imag_DN: Tensor, P_DN2: Tensor, B_DN2: Tensor, C_DN2: Tensor, length: int
 ) -> Tensor:
-    """The first `length` taps. Blocks of frequencies are recomputed in backward.
+    """The first `length` taps, (D, length). Blocks of frequencies are recomputed in backward.
 
     Paper: https://arxiv.org/abs/2111.00396, algorithm 1 and appendix C.3.
     """

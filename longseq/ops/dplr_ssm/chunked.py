@@ -34,7 +34,7 @@ class ChunkModel:
         self.size = size
         columns_DMT = self.powers.columns(self.column_DM, size)
         row_D1M = self.row_DM.unsqueeze(1)
-        out_DTM = self.powers.rows((row_D1M @ self.powers.square(0)).squeeze(1), size)
+        out_DTM = self.powers.rows(row_D1M @ self.powers.square(0), size)
         return ChunkOperators((row_D1M @ columns_DMT).squeeze(1), out_DTM, columns_DMT.flip(2), self.powers.power(size))
 
     def advance(self, state_BDM: Tensor, steps_B: Tensor) -> Tensor:
@@ -82,13 +82,14 @@ def dplr_ssm_chunked(
 
 
 def kernel_by_powers(
-    dt_D: Tensor, A_real_DN: Tensor, A_imag_DN: Tensor, P_DN2: Tensor, B_DN2: Tensor, C_DN2: Tensor, length: int
+    dt_D: Tensor, A_real_DN: Tensor, A_imag_DN: Tensor, P_DN2: Tensor, B_DN2: Tensor, C_RDN2: Tensor, length: int
 ) -> Tensor:
-    """The first `length` taps: `K_(iT + j) = (C A^(iT)) (A^j B)`, a product of two matrices with sqrt(length) rows."""
+    """The first `length` taps, (R, D, length): `K_(iT + j) = (C A^(iT)) (A^j B)`, sqrt(length) rows times as many columns."""
     solve = resolvent(dt_D, A_real_DN, A_imag_DN, P_DN2)
     baby = math.isqrt(length - 1) + 1
     giant = (length + baby - 1) // baby
     powers = Powers(solve.dense())
     columns_DMb = powers.columns(solve.apply(dt_D[:, None, None] * B_DN2).flatten(1), baby)
-    rows_DgM = Powers(powers.power(baby)).rows(output_row(C_DN2), giant)
-    return (rows_DgM @ columns_DMb).flatten(1)[:, :length]
+    rows_DRM = torch.stack([output_row(C_DN2) for C_DN2 in C_RDN2], dim=1)
+    taps_DSb = Powers(powers.power(baby)).rows(rows_DRM, giant) @ columns_DMb
+    return taps_DSb.unflatten(1, (giant, -1)).permute(2, 0, 1, 3).flatten(2)[..., :length]

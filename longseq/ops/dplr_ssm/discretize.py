@@ -92,13 +92,14 @@ class Powers:
             raise ValueError(f"exponent={exponent}: expected 1 or more")
         return result
 
-    def rows(self, row_DM: Tensor, count: int) -> Tensor:
-        """`row A^t` for t = 0 ... count - 1, (D, count, M)."""
-        rows_DtM, doubling = row_DM.unsqueeze(1), 0
-        while rows_DtM.shape[1] < count:
+    def rows(self, rows_DRM: Tensor, count: int) -> Tensor:
+        """`rows A^t` for t = 0 ... count - 1, (D, count R, M), t first."""
+        rows_DtM, doubling = rows_DRM, 0
+        wanted = count * rows_DRM.shape[1]
+        while rows_DtM.shape[1] < wanted:
             rows_DtM = torch.cat([rows_DtM, rows_DtM @ self.square(doubling)], dim=1)
             doubling += 1
-        return rows_DtM[:, :count]
+        return rows_DtM[:, :wanted]
 
     def columns(self, column_DM: Tensor, count: int) -> Tensor:
         """`A^t column` for t = 0 ... count - 1, (D, M, count)."""

@@ -12,7 +12,7 @@ from longseq.ops.dplr_ssm.cauchy import correct_for_length
 from longseq.optim import parameter_options
 
 
-@pytest.mark.parametrize("algorithm", ["chunked", "cauchy"])
+@pytest.mark.parametrize("algorithm", ["chunked", "powers", "cauchy"])
 def test_kernel_is_that_of_the_hippo_matrix(algorithm: Algorithm) -> None:
     torch.manual_seed(0)
     n_states, length = 64, 1024
@@ -36,26 +36,50 @@ def test_kernel_is_that_of_the_hippo_matrix(algorithm: Algorithm) -> None:
         assert (kernel[channel] - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
+@pytest.mark.parametrize("algorithm", ["powers", "cauchy"])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("length", [1, 2, 63, 200])
-def test_both_algorithms_agree(causal: bool, length: int) -> None:
+def test_all_algorithms_agree(causal: bool, length: int, algorithm: Algorithm) -> None:
     torch.manual_seed(1)
-    chunked = S4Mixer(4, d_state=8, causal=causal)
-    cauchy = S4Mixer(4, d_state=8, causal=causal, algorithm="cauchy")
-    cauchy.load_state_dict(chunked.state_dict())
+    chunked = S4Mixer(4, d_state=8, causal=causal, algorithm="chunked")
+    convolved = S4Mixer(4, d_state=8, causal=causal, algorithm=algorithm)
+    convolved.load_state_dict(chunked.state_dict())
     x = torch.randn(2, length, 4)
     mask = torch.rand(2, length) > 0.3
     for arguments in ((x,), (x, mask)):
-        found, expected = cauchy(*arguments), chunked(*arguments)
+        found, expected = convolved(*arguments), chunked(*arguments)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         gradients = [
-            torch.autograd.grad(y.square().sum(), list(m.parameters())) for y, m in ((found, cauchy), (expected, chunked))
+            torch.autograd.grad(y.square().sum(), list(m.parameters())) for y, m in ((found, convolved), (expected, chunked))
         ]
         for a, b in zip(*gradients, strict=True):
             assert (a - b).abs().max() <= 1e-3 * b.abs().max() + 1e-6
 
 
-@pytest.mark.parametrize("algorithm", ["chunked", "cauchy"])
+@pytest.mark.gpu
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+def test_what_a_gpu_runs_is_the_recurrence(causal: bool, dtype: torch.dtype, allowed: float) -> None:
+    torch.manual_seed(3)
+    mixer = S4Mixer(64, causal=causal).cuda()
+    exact = S4Mixer(64, causal=causal, algorithm="chunked").double()
+    exact.load_state_dict(mixer.state_dict())
+    for length in (1, 64, 1000, 5000):
+        x, mask = torch.randn(2, length, 64, device="cuda", dtype=dtype), torch.rand(2, length, device="cuda") > 0.3
+        dy = torch.randn(2, length, 64, device="cuda")
+        y = mixer.run_rows(x.masked_fill(~mask[..., None], 0.0), mask, None).float()
+        z = exact.run_rows(x.masked_fill(~mask[..., None], 0.0).cpu().double(), mask.cpu(), None)
+        assert (y.cpu() - z).norm() <= allowed * z.norm()
+        parameters = [n for n, p in mixer.named_parameters() if not n.startswith("output")]
+        found, expected = (
+            torch.autograd.grad((out * dy.to(out)).sum(), [m.get_parameter(n) for n in parameters])
+            for out, m in ((y, mixer), (z, exact))
+        )
+        for name, a, b in zip(parameters, found, expected, strict=True):
+            assert (a.cpu() - b).norm() <= 10 * allowed * b.norm() + 1e-6, (name, length)
+
+
+@pytest.mark.parametrize("algorithm", ["chunked", "powers", "cauchy"])
 def test_whole_equals_chunks_equals_steps_in_fp32(algorithm: Algorithm) -> None:
     torch.manual_seed(2)
     mixer = S4Mixer(8, d_state=64, algorithm=algorithm)
