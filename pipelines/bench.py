@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longseq.errors import ConfigError
-from longseq.pipelines.cli import nearest
+from longseq.pipelines.cli import nearest_of
 
 if TYPE_CHECKING:
     import torch
@@ -147,7 +147,7 @@ def run(args: list[str]) -> int:
     words = [arg for arg in args if "=" not in arg]
     topic = words[0] if words else "ops"
     if topic not in TOPICS or len(words) > 1:
-        raise ConfigError(f"bench has no topic {' '.join(words)!r}{nearest(topic, TOPICS) or '.'} Topics: {', '.join(TOPICS)}")
+        raise ConfigError(f"bench has no topic {' '.join(words)!r}{nearest_of(topic, TOPICS, 'Topics')}")
     options = parse(args, (*TAKES[topic], *ALWAYS), topic)
     file, function, lengths, budget_s = TOPICS[topic]
     options.lengths, options.budget_s = options.lengths or lengths, options.budget_s or budget_s
@@ -185,16 +185,17 @@ def _table_path(output: str, topic: str) -> Path:
     Raises:
         ConfigError: if it cannot be, or a picture would take its place.
     """
+    # Here, because it imports pandas.
+    from longseq.pipelines.prediction_files import check_place, writing
+
     path = Path(output)
-    if not output or path.is_dir():
-        raise ConfigError(f"output={output!r} is a folder; name the table's file, such as bench.csv")
+    check_place(path)
     if topic == "backbones" and path.suffix.lower() in (".png", ".svg"):
         raise ConfigError(f"output={output!r} names the table; pictures of the same name are written beside it: use .csv")
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output={output!r}: the folder {path.parent} cannot be made: {error.strerror}") from error
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    # It is written in place, line by line.
+    if path.exists() and not os.access(path, os.W_OK):
         raise ConfigError(f"output={output!r} cannot be written: permission denied")
     return path
 
@@ -203,8 +204,7 @@ def _nothing(topic: str, options: Options) -> str:
     from longseq.registry import list_backbones
 
     known, kind = list_backbones(), "backbone can step" if topic in ("step", "stream") else "backbone"
-    close = nearest(options.name, known)
-    return f"nothing to measure: no {kind} of the name {options.name!r}{close or '.'} Backbones: {', '.join(known)}"
+    return f"nothing to measure: no {kind} of the name {options.name!r}{nearest_of(options.name, known, 'Backbones')}"
 
 
 def parse(args: list[str], known: Sequence[str], topic: str) -> Options:
@@ -218,8 +218,9 @@ def parse(args: list[str], known: Sequence[str], topic: str) -> Options:
         key, equals, value = arg.partition("=")
         if equals and key not in known:
             others = [f"longseq bench {other}" for other, keys in TAKES.items() if key in keys]
-            close = f", but {' and '.join(others)}." if others else nearest(key, known) or "."
-            raise ConfigError(f"longseq bench {topic} has no option {key!r}{close} Options: {', '.join(known)}")
+            all_known = f", but {' and '.join(others)}. Options: {', '.join(known)}"
+            end = all_known if others else nearest_of(key, known, "Options")
+            raise ConfigError(f"longseq bench {topic} has no option {key!r}{end}")
         if equals:
             kind, convert = KINDS.get(key, ("a word", str))
             try:
@@ -261,8 +262,7 @@ def implementations_of(options: Options) -> list[str]:
     asked = options.implementation.split(",") if options.implementation else []
     for name in asked:
         if name not in IMPLEMENTATIONS:
-            close = nearest(name, IMPLEMENTATIONS) or "."
-            raise ConfigError(f"there is no implementation {name!r}{close} Implementations: {', '.join(IMPLEMENTATIONS)}")
+            raise ConfigError(f"there is no implementation {name!r}{nearest_of(name, IMPLEMENTATIONS, 'Implementations')}")
     return asked
 
 
@@ -349,7 +349,6 @@ def _figure(name: str, ms: float, share: float) -> str:
 
 def write(results: list[Timing], path: Path) -> None:
     """Writes all lines as csv; what is unknown stays empty."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Timing)])
         writer.writeheader()

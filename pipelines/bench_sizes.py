@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from longseq.errors import ConfigError
-from longseq.pipelines.cli import nearest
+from longseq.pipelines.cli import nearest_of
 
 Size = dict[str, int]
 
@@ -81,7 +81,7 @@ def sizes_of(name: str, device: str, lengths: list[int], width: int) -> dict[str
     if name == "auto":
         name = "hopper" if device == "cuda" else "small"
     if name not in SIZES:
-        raise ConfigError(f"bench ops has no size {name!r}{nearest(name, SIZES) or '.'} Sizes: {', '.join(SIZES)}")
+        raise ConfigError(f"bench ops has no size {name!r}{nearest_of(name, SIZES, 'Sizes')}")
     return SIZES[name]
 
 

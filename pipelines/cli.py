@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -58,7 +59,7 @@ def dispatch(args: list[str]) -> int:
         return 0
     verb, rest = args[0], args[1:]
     if verb not in verbs():
-        raise ConfigError(f"there is no verb {verb!r}{nearest(verb, verbs())}. Verbs: {', '.join(verbs())}")
+        raise ConfigError(f"there is no verb {verb!r}{nearest_of(verb, verbs(), 'Verbs')}")
     if any(arg in ("-h", "--help") for arg in rest):
         print(verb_help(verb))
         return 0
@@ -127,6 +128,12 @@ def nearest(word: str, known: Any) -> str:
     """`; did you mean ...?` for the nearest known words, or nothing."""
     near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def nearest_of(word: str, known: Iterable[str], what: str) -> str:
+    """The end of a sentence on an unknown word: the nearest known ones, and after `what` all of them."""
+    known = list(known)
+    return f"{nearest(word, known) or '.'} {what}: {', '.join(known)}"
 
 
 # -- Hydra
@@ -290,9 +297,7 @@ def check_choice(group: str, value: str, known_groups: dict[str, list[str]]) -> 
         choice = choice.strip()
         if choice in ("null", "") or choice.startswith(("glob(", "choice(")) or choice in known_groups[group]:
             continue
-        raise ConfigError(
-            f"{group} has no choice {choice!r}{nearest(choice, known_groups[group])}. Choices: {', '.join(known_groups[group])}"
-        )
+        raise ConfigError(f"{group} has no choice {choice!r}{nearest_of(choice, known_groups[group], 'Choices')}")
 
 
 def compose_and_check_keys(verb: str, overrides: list[str], known_groups: dict[str, list[str]]) -> tuple[set[str], set[str]]:

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from longseq.domains.prediction import Predictions, RowPredictions
 from longseq.errors import ConfigError
-from longseq.pipelines.cli import nearest
+from longseq.pipelines.cli import nearest_of
 from longseq.pipelines.console import format_value
 from longseq.pipelines.fit import quiet_lightning
 from longseq.pipelines.prediction_files import PartialTable, check_place, table_format
@@ -106,7 +106,7 @@ def own_mode(trained: Trained, cfg: DictConfig) -> Predictions:
     known = keyword_options(function)
     for name in given:
         if name not in known:
-            raise ConfigError(f"task={cfg.mode} has no option data.{name}{nearest(name, known)}. Options: {', '.join(known)}")
+            raise ConfigError(f"task={cfg.mode} has no option data.{name}{nearest_of(name, known, 'Options')}")
     missing = [name for name, needed in known.items() if needed and name not in given]
     if missing:
         raise ConfigError(f"task={cfg.mode} needs {', '.join(f'data.{name}=' for name in missing)}")

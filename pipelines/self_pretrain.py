@@ -19,7 +19,7 @@ from longseq.checkpoint import load_model, save_model, write_atomically
 from longseq.domains.base import DomainData
 from longseq.errors import ConfigError
 from longseq.model import SequenceModel
-from longseq.pipelines.cli import CONFIGS, nearest
+from longseq.pipelines.cli import CONFIGS, nearest_of
 from longseq.pipelines.fit import (
     best_checkpoint,
     build,
@@ -113,7 +113,7 @@ def pretraining_config(cfg: "DictConfig", place: Path) -> "DictConfig":
         raise ConfigError(f"self_pretrain.epochs must be 0 (none) or more, found {cfg.self_pretrain.epochs}")
     name, known = cfg.self_pretrain.task, [path.stem for path in (CONFIGS / "task").glob("*.yaml")]
     if name is not None and name not in known:
-        raise ConfigError(f"self_pretrain.task={name} is no task{nearest(str(name), known)}. Tasks: {', '.join(sorted(known))}")
+        raise ConfigError(f"self_pretrain.task={name} is no task{nearest_of(str(name), sorted(known), 'Tasks')}")
     own = copy.deepcopy(cfg)
     with open_dict(own):
         own.run_dir, own.resume = str(place), None

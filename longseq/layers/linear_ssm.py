@@ -1,6 +1,7 @@
 """A layer around a linear time-invariant state-space model: its parameters, both directions, and the gated output."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -129,19 +130,18 @@ class LinearSSM(nn.Module):
         if mask_BL is not None:
             x_BLD = x_BLD.masked_fill(~mask_BL.unsqueeze(-1), 0.0)
         if self.materialized and not self.training and segment_ids_BL is None:
-            y_BLD = self._run_materialized(x_BLD, 0, mask_BL)
-            if not self.causal:
-                y_BLD = y_BLD + self._run_materialized(x_BLD, 1, mask_BL)
+            y_BLD = self._sum(lambda direction: self._run_materialized(x_BLD, direction, mask_BL))
         else:
             y_BLD = self.run_rows(x_BLD, mask_BL, segment_ids_BL)
         return self.output(y_BLD)
 
     def run_rows(self, x_BLD: Tensor, mask_BL: Tensor | None, segment_ids_BL: Tensor | None) -> Tensor:
         """The model over whole rows from a zero state, in the way that suits them."""
-        y_BLD, _ = self.run(x_BLD, 0, None, mask_BL, segment_ids_BL)
-        if not self.causal:
-            y_BLD = y_BLD + self.run(x_BLD, 1, None, mask_BL, segment_ids_BL)[0]
-        return y_BLD
+        return self._sum(lambda direction: self.run(x_BLD, direction, None, mask_BL, segment_ids_BL)[0])
+
+    def _sum(self, run: Callable[[int], Tensor]) -> Tensor:
+        """What a direction gives, over those that there are."""
+        return run(0) if self.causal else run(0) + run(1)
 
     def init_state(self, batch_size: int) -> Tensor:
         """Zeros (B, D, N, 2): the real and imaginary parts of the state."""

@@ -166,7 +166,7 @@ def diagonal_ssm_kernel(
     _check_discretization(discretization)
     dtype = torch.float64 if A_real_DN.dtype == torch.float64 else torch.float32
     B_DN2 = None if B_DN2 is None else B_DN2.to(dtype)
-    with torch.autocast(A_real_DN.device.type, enabled=False):
+    with without_autocast(A_real_DN):
         poles = discretize(dt_D.to(dtype), A_real_DN.to(dtype), A_imag_DN.to(dtype), B_DN2, discretization)
         return kernel_taps(poles, C_DN2.to(dtype), length)
 

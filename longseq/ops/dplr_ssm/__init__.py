@@ -163,7 +163,7 @@ def dplr_ssm_kernel(
     if method not in get_args(KernelMethod):
         raise ValueError(f"method={method!r}: expected one of {', '.join(get_args(KernelMethod))}")
     dtype = torch.float64 if A_real_DN.dtype == torch.float64 else torch.float32
-    with torch.autocast(A_real_DN.device.type, enabled=False):
+    with without_autocast(A_real_DN):
         system = [p.to(dtype) for p in (dt_D, A_real_DN, A_imag_DN, P_DN2, B_DN2)]
         C_RDN2 = C_DN2.to(dtype).reshape(-1, *C_DN2.shape[-3:])
         if method == "powers":
