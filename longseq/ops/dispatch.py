@@ -7,7 +7,9 @@ Implementations are named "reference" (plain and slow), "chunked" (plain PyTorch
 - `supports(*arguments) -> str | None`, if it cannot do all of them: the reason why not, or None. It is asked at every
   call, under torch.compile too, so it looks at shapes and dtypes only;
 - `self_check() -> float` (Triton only): runs the kernel, forward and backward, and the chunked form on a tiny input on the
-  current device and returns the relative error. It is asked once for each operator and device, at the first call.
+  current device and returns the relative error. It is asked once for each operator and device, at the first call;
+- `begin_to_compile(*arguments) -> None` (Triton only), if it has kernels that the self-check does not run: begins to compile
+  what this call and its backward pass will launch. It is asked before the self-check, which then runs meanwhile.
 
 A kernel that fails its check is switched off for the process with one warning.
 """
@@ -33,6 +35,8 @@ _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _CPU_DTYPES = (torch.float32, torch.bfloat16)
 # A kernel that a compiler or a driver has broken is wrong by far more; products in TF32 and 16 bits by less.
 _TOLERANCE = 1e-2
+# Arguments and options of an operator.
+Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Operator:
@@ -94,7 +98,7 @@ class Operator:
             name = _decide_for_dynamo(self.name, implementation, x.device.type, x.device.index, x.dtype)
         else:
             key = (implementation, x.device, x.dtype)
-            name = self._decided.get(key) or self._decide(*key, check=not _is_fake(x))
+            name = self._decided.get(key) or self._decide(*key, call=None if _is_fake(x) else (arguments, options))
         supports = self._supports[name]
         if supports is None:
             return self._functions[name]
@@ -111,8 +115,11 @@ class Operator:
             raise self._unavailable(implementation, "an exported graph holds plain tensor operators only")
         return self._functions["chunked"]
 
-    def _decide(self, implementation: str, device: torch.device, dtype: torch.dtype, *, check: bool) -> str:
-        """The name of the implementation to take; remembered, unless a check is due that cannot be made now."""
+    def _decide(self, implementation: str, device: torch.device, dtype: torch.dtype, *, call: Call | None) -> str:
+        """The name of the implementation to take; remembered, unless a check is due that cannot be made now.
+
+        `call` is what the operator was called with, None where nothing may run.
+        """
         self._require_known(implementation)
         wanted = implementation
         if implementation == "auto":
@@ -121,8 +128,8 @@ class Operator:
         if wanted in self.kernels:
             problem = self._why_not(wanted, device, dtype, named=implementation != "auto")
             if problem is None and wanted == "triton" and device.type == "cuda":
-                final = (self.name, device.index) in _checked or (check and not _is_capturing())
-                problem = self._check(device) if final else None
+                final = (self.name, device.index) in _checked or (call is not None and not _is_capturing())
+                problem = self._check(device, call) if final else None
             if problem is None:
                 name = wanted
             elif implementation != "auto":
@@ -161,12 +168,16 @@ class Operator:
         self._supports[wanted] = getattr(module, "supports", None)
         return None
 
-    def _check(self, device: torch.device) -> str | None:
+    def _check(self, device: torch.device, call: Call | None) -> str | None:
         """Compares the kernel with the chunked form once; warns and says why if they disagree."""
         key = (self.name, device.index)
         if key in _checked:
             return _failures.get(key)
         module = importlib.import_module(f"longseq.ops.{self.name}.triton")
+        begin_to_compile = getattr(module, "begin_to_compile", None)
+        if begin_to_compile is not None and call is not None:
+            arguments, options = call
+            begin_to_compile(*arguments, **options)
         problem = _run_check(getattr(module, "self_check", None), device)
         _checked.add(key)
         if problem is not None:
@@ -217,7 +228,7 @@ def _decide_for_dynamo(name: str, implementation: str, device_type: str, device_
     """Dynamo calls this while it traces and keeps the answer. No kernel may run then, so it is not checked."""
     device = torch.device(device_type, device_index) if device_index is not None else torch.device(device_type)
     known = _operators[name]._decided.get((implementation, device, dtype))
-    return known or _operators[name]._decide(implementation, device, dtype, check=False)
+    return known or _operators[name]._decide(implementation, device, dtype, call=None)
 
 
 @contextlib.contextmanager

@@ -16,16 +16,20 @@ def worst(errors: Iterable[float]) -> float:
     return max(errors, key=lambda error: float("inf") if error != error else error)
 
 
-def launch_all(forward: Callable[..., Any], backward: Callable[..., Any], values: list[Tensor]) -> None:
+def launch_all(
+    forward: Callable[..., Any], backward: Callable[..., Any], values: list[Tensor], *, inference: bool = True
+) -> None:
     """The launches of a recurrence with step sizes through softplus: forward, forward for training, and backward.
 
     Args:
         forward: of the values, an initial state, mask, segments, `softplus`, `reverse` and `save`.
         backward: of the outputs' gradients, the values, mask, segments, what was kept, `softplus` and `reverse`.
         values: the positional arguments that are always there.
+        inference: False leaves out the first, which the check itself does not run.
     """
     given = (*values, None, None, None, True, False)
-    forward(*given, save=False)
+    if inference:
+        forward(*given, save=False)
     y, state, kept = forward(*given, save=True)
     backward(y, state, *values, None, None, kept, True, False)
 

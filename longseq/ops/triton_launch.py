@@ -145,6 +145,28 @@ class _CompileAndLoad(ThreadPoolExecutor):
         return kernel
 
 
+# Other versions may be without it, and are not asked to.
+class _CompileOnce(getattr(triton, "AsyncCompileMode", object)):
+    """What several threads want at the same time is compiled by the first of them."""
+
+    def submit(self, key: str, compile_fn: Callable[[], Any], finalize_fn: Callable[[Any], None]) -> Any:
+        if key in self.future_kernels:
+            return self.future_kernels[key]
+        with _lock:
+            future: Any = _under_way.get(key)
+            if future is None:
+                future = _under_way[key] = self.executor.submit(compile_fn)
+                future._key = key
+        future.add_done_callback(lambda _: _under_way.pop(key, None))
+        self.raw_futures.append(future)
+        self.future_kernels[key] = _triton.FutureKernel(finalize_fn, future)
+        return self.future_kernels[key]
+
+
+_lock = threading.Lock()
+_under_way: dict[str, Future[Any]] = {}
+
+
 @contextlib.contextmanager
 def compiled_ahead(run: Callable[[], object]) -> Iterator[None]:
     """Compiles the kernels that a function launches, side by side and beside the block's own work, until the block ends.
@@ -156,13 +178,30 @@ def compiled_ahead(run: Callable[[], object]) -> Iterator[None]:
         yield
         return
     # What does not compile says so again where it is launched.
-    with _CompileAndLoad() as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
+    with _CompileAndLoad() as pool, _CompileOnce(pool, ignore_errors=True):
         _ahead.is_on = True
         try:
             run()
         finally:
             _ahead.is_on = False
         yield
+
+
+def compile_in_background(run: Callable[[], object], x: Tensor) -> Future[None]:
+    """Compiles beside whatever comes next what a function launches on a tensor's device; done when that is.
+
+    What could not be compiled says so where it is launched.
+    """
+
+    def compile_all() -> None:
+        with on_device(x), contextlib.suppress(Exception), compiled_ahead(run):
+            pass
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="longseq-compile")
+    try:
+        return pool.submit(compile_all)
+    finally:
+        pool.shutdown(wait=False)
 
 
 def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:

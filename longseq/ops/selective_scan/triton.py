@@ -7,7 +7,8 @@ the others again. Sums over channels and over stretches of time are taken in a f
 import functools
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ from longseq.ops.selective_scan.triton_kernels import combine_stretches, scan_fo
 from longseq.ops.selective_scan.triton_steps import scan_steps, walk_states
 from longseq.ops.self_check import largest_error, launch_all
 from longseq.ops.tracing import runs_eagerly
-from longseq.ops.triton_launch import compiled_ahead, launch, on_device
+from longseq.ops.triton_launch import compile_in_background, launch, on_device
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -47,6 +48,8 @@ _RESET = -1e30
 _COMBINE_BLOCK = 128
 # Both kernels compute in bfloat16 and float32, in another order.
 _LANES_TOLERANCE = 2e-2
+# The shortest length at which any choice that would cut a row does.
+_TO_BE_CUT = 32 * LONGEST
 
 
 def supports(
@@ -99,7 +102,8 @@ def selective_scan_triton(
 def self_check() -> float:
     """The largest relative error of outputs and gradients against the chunked form, with time whole and cut into stretches.
 
-    All kernels compile side by side; that of gradients by lanes is compared on its own first use.
+    All kernels compile side by side; gradients by lanes are compared on their own first use, and the outputs of inference are
+    compiled beside this by calls that want them.
     """
     generator = torch.Generator().manual_seed(0)
     device = "cpu" if _INTERPRETED else "cuda"
@@ -112,10 +116,39 @@ def self_check() -> float:
 
     def launches() -> None:
         for values in cases:
-            launch_all(_run_forward, _run_backward, values)
+            launch_all(_run_forward, _run_backward, values, inference=False)
 
     run, exact = (functools.partial(f, dt_softplus=True) for f in (selective_scan_triton, selective_scan_chunked))
     return largest_error(run, exact, cases, launches)
+
+
+def begin_to_compile(
+    x_BLD: Tensor,
+    dt_BLD: Tensor,
+    A_DN: Tensor,
+    B_BLN: Tensor,
+    C_BLN: Tensor,
+    D_D: Tensor | None = None,
+    z_BLD: Tensor | None = None,
+    dt_bias_D: Tensor | None = None,
+    *,
+    dt_softplus: bool = False,
+    mask_BL: Tensor | None = None,
+    segment_ids_BL: Tensor | None = None,
+    reverse: bool = False,
+    **_others: Any,
+) -> None:
+    """Begins to compile what the self-check does not run: outputs of inference, or the gradients by lanes."""
+    inputs = [x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, mask_BL, segment_ids_BL]
+    save = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in inputs)
+    inputs = [None if v is None else v.detach() for v in inputs]
+    forward, backward = _choices(x_BLD, A_DN.shape[1])
+    if not save:
+        steps = _TO_BE_CUT if _cuts(forward, x_BLD) else LONGEST
+        some = _first_steps(inputs, steps, reverse)
+        compile_in_background(lambda: _outputs(forward, some, None, dt_softplus, reverse, False), x_BLD)
+    elif backward.values == WALKED_STATES:
+        _begin_to_compile(backward, inputs, dt_softplus, reverse)
 
 
 def _choices(x_BLD: Tensor, n_states: int) -> tuple[Choice, Choice]:
@@ -222,9 +255,6 @@ class _Launch:
         self.grid = (-(-self.width // self.block), self.stretches, self.batch)
         rows = self.maps[0].shape[1]
         self.map_sizes = [rows, rows - 1 if reverse else 0]
-        self.sizes = [self.length, self.width, self.padded, self.stretch, self.n_kept, *self.map_sizes]
-        for v in (self.x, self.dt, self.x if self.z is None else self.z):
-            self.sizes += _strides(v)
         self.flags: dict[str, Any] = {
             "SIGN": -1 if reverse else 1,
             "KEEP": choice.keep,
@@ -244,6 +274,11 @@ class _Launch:
     def launch(self, kernel: Any, tensors: Sequence[Tensor], sizes: Sequence[int], **constants: Any) -> None:
         """One of the kernels that walk a stretch in a program."""
         launch(kernel, self.grid, tensors, sizes, self.choice.warps, self.choice.registers or None, **constants)
+
+    def sizes(self, n_kept: int) -> list[int]:
+        """Of the kernels that work in tiles."""
+        rows = [size for v in (self.x, self.dt, self.x if self.z is None else self.z) for size in _strides(v)]
+        return [self.length, self.width, self.padded, self.stretch, n_kept, *self.map_sizes, *rows]
 
     def inputs(self) -> list[Tensor]:
         """Up to the resets; in place of what was left out, something that is not read."""
@@ -351,7 +386,7 @@ def _outputs(
     elif run.stretches > 1:
         totals, zeros = run.new_states(), run.new_states().zero_()
         buffers = (zeros, y_BLD, last, totals, kept)
-        run.launch(scan_forward, (*run.inputs(), *buffers), run.sizes, **run.flags, SAVE=False, OUTPUTS=False, TOTALS=True)
+        run.launch(scan_forward, (*run.inputs(), *buffers), run.sizes(0), **run.flags, OUTPUTS=False, TOTALS=True)
         start = run.combine(h0, last, totals, backward=False)
     if run.choice.holds(run.padded):
         buffers = (start, y_BLD, last, kept)
@@ -361,7 +396,14 @@ def _outputs(
         run.launch(scan_steps, (*run.inputs(), *buffers), sizes, **flags)
     else:
         buffers = (start, y_BLD, last, last, kept)
-        run.launch(scan_forward, (*run.inputs(), *buffers), run.sizes, **run.flags, SAVE=save, OUTPUTS=True, TOTALS=False)
+        run.launch(
+            scan_forward,
+            (*run.inputs(), *buffers),
+            run.sizes(run.n_kept if save else 0),
+            **run.flags,
+            OUTPUTS=True,
+            TOTALS=False,
+        )
     return y_BLD, run.without_padding(last[:, -1].contiguous()), kept
 
 
@@ -396,59 +438,29 @@ def _run_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, dt, A, B, C, D, z, dt_bias and the initial state; empty for those left out."""
     inputs = (x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, mask_BL, segment_ids_BL)
-    options = (kept, dt_softplus, reverse)
     with on_device(x_BLD):
         choice = _choices(x_BLD, A_DN.shape[1])[1]
-        launches = functools.partial(_gradients, choice, dy_BLD, dstate_BDN, inputs, *options)
-        if choice.values == WALKED_STATES and not _lanes_agree(choice, inputs, *options, launches):
-            return _gradients(tiles_for(choice), dy_BLD, dstate_BDN, inputs, *options)
-        return launches()
+        if choice.values == WALKED_STATES and not _lanes_agree(choice, inputs, dt_softplus, reverse):
+            choice = tiles_for(choice)
+        return _gradients(choice, dy_BLD, dstate_BDN, inputs, kept, dt_softplus, reverse)
 
 
-# By width, strides and flags, which its code is compiled for: whether the kernel of lanes gives what that of tiles does.
+# By all that its code is compiled for: whether the kernel of lanes gives what that of tiles does, and when it is compiled.
 _agreed: dict[tuple[Any, ...], bool] = {}
+_compiling: dict[tuple[Any, ...], Future[None]] = {}
 
 
-def _lanes_agree(
-    choice: Choice,
-    inputs: tuple[Tensor | None, ...],
-    kept: Tensor,
-    dt_softplus: bool,
-    reverse: bool,
-    launches: Callable[[], object],
-) -> bool:
-    """Whether a lane may have a channel: on first use gradients of the first few steps are compared with those by tiles.
-
-    All that the call itself launches is compiled beside what is compared.
-    """
-    x, dt, A, B, C, D, z, bias, mask, segments = inputs
-    assert x is not None and dt is not None and A is not None and B is not None and C is not None
-    strides = (x.stride(1), dt.stride(1), None if z is None else z.stride(1))
-    has = tuple(v is None for v in (D, bias, mask, segments))
-    key = (x.device, A.shape, *strides, *has, dt_softplus, reverse, choice)
+def _lanes_agree(choice: Choice, inputs: Sequence[Tensor | None], dt_softplus: bool, reverse: bool) -> bool:
+    """Whether a lane may have a channel: on first use gradients of the first few steps are compared with those by tiles."""
+    key = _variant(choice, inputs, dt_softplus, reverse)
     if key in _agreed:
         return _agreed[key]
+    x = inputs[0]
+    assert x is not None
     if x.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
-    steps = min(3 * choice.keep, x.shape[1])
-
-    def first(v: Tensor | None) -> Tensor | None:
-        return None if v is None else v[:1, -steps:] if reverse else v[:1, :steps]
-
-    rows = None if mask is None else torch.ones_like(mask[:1, :steps])
-    numbers = None if segments is None else torch.zeros_like(segments[:1, :steps])
-    some = (first(x), first(dt), A, first(B), first(C), D, first(z), bias, rows, numbers)
-    generator = torch.Generator().manual_seed(0)
-    dy = torch.randn(1, steps, x.shape[2], generator=generator).to(x)
-    dstate = torch.randn(1, *A.shape, generator=generator).to(x.device)
-    begin = kept[:1, : -(-steps // choice.keep)].contiguous()
-
-    def both() -> list[tuple[Tensor, ...]]:
-        return [_gradients(c, dy, dstate, some, begin, dt_softplus, reverse) for c in (choice, tiles_for(choice))]
-
-    with compiled_ahead(lambda: (both(), launches())):
-        pass
-    found, expected = both()
+    wait([_begin_to_compile(choice, inputs, dt_softplus, reverse)])
+    found, expected = (_first_gradients(c, 3 * choice.keep, inputs, dt_softplus, reverse) for c in (choice, tiles_for(choice)))
     pairs = [(a.float(), b.float()) for a, b in zip(found, expected, strict=True) if b.numel()]
     # All of a gradient may be zero, where an input is.
     errors = [float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in pairs]
@@ -465,6 +477,66 @@ def _lanes_agree(
             stacklevel=2,
         )
     return _agreed[key]
+
+
+def _variant(choice: Choice, inputs: Sequence[Tensor | None], dt_softplus: bool, reverse: bool) -> tuple[Any, ...]:
+    """All that the code of the kernel of lanes depends on."""
+    x, dt, A, _B, _C, D, z, bias, mask, segments = inputs
+    assert x is not None and dt is not None and A is not None
+    strides = (x.stride(1), dt.stride(1), None if z is None else z.stride(1))
+    has = tuple(v is None for v in (D, bias, mask, segments))
+    return (x.device, A.shape, *strides, *has, dt_softplus, reverse, choice)
+
+
+def _begin_to_compile(choice: Choice, inputs: Sequence[Tensor | None], dt_softplus: bool, reverse: bool) -> Future[None]:
+    """Compiles, beside whatever comes next, all that gradients of these inputs launch."""
+    x = inputs[0]
+    assert x is not None
+    cuts = _cuts(choice, x)
+
+    def launches() -> None:
+        for c in (choice, tiles_for(choice)):
+            _first_gradients(c, 3 * choice.keep, inputs, dt_softplus, reverse)
+        if cuts:
+            _first_gradients(choice, _TO_BE_CUT, inputs, dt_softplus, reverse)
+
+    key = _variant(choice, inputs, dt_softplus, reverse)
+    if key not in _compiling:
+        _compiling[key] = compile_in_background(launches, x)
+    return _compiling[key]
+
+
+def _cuts(choice: Choice, x_BLD: Tensor) -> bool:
+    batch, length, width = x_BLD.shape
+    return choice.stretches(batch, length, width, WALKED_STATES) > 1
+
+
+def _first_steps(inputs: Sequence[Tensor | None], steps: int, reverse: bool) -> tuple[Any, ...]:
+    """A row's first steps in scan order, or all that it has, unmasked and in one segment."""
+    x, dt, A, B, C, D, z, bias, mask, segments = inputs
+
+    def first(v: Tensor | None) -> Tensor | None:
+        return None if v is None else v[:1, -steps:] if reverse else v[:1, :steps]
+
+    rows, numbers = first(mask), first(segments)
+    rows = None if rows is None else torch.ones_like(rows)
+    numbers = None if numbers is None else torch.zeros_like(numbers)
+    return (first(x), first(dt), A, first(B), first(C), D, first(z), bias, rows, numbers)
+
+
+def _first_gradients(
+    choice: Choice, steps: int, inputs: Sequence[Tensor | None], dt_softplus: bool, reverse: bool
+) -> tuple[Tensor, ...]:
+    """Gradients of the first steps of a row, from states that are made up."""
+    some = _first_steps(inputs, steps, reverse)
+    x, A = some[0], some[2]
+    steps = x.shape[1]
+    generator = torch.Generator().manual_seed(0)
+    n_kept, states = -(-steps // choice.keep), padded_states(A.shape[1])
+    shapes = ((1, steps, x.shape[2]), (1, *A.shape), (1, n_kept, x.shape[2], states))
+    dy, dstate, kept = (torch.randn(shape, generator=generator).to(x.device) for shape in shapes)
+    kept[..., A.shape[1] :] = 0
+    return _gradients(choice, dy.to(x.dtype), dstate, some, kept.to(_kept_dtype(x.dtype)), dt_softplus, reverse)
 
 
 def _gradients(
@@ -493,13 +565,13 @@ def _gradients(
     # A product adds at least 16 channels.
     dot = choice.dot and x_BLD.dtype == torch.bfloat16 and run.block >= 16
     flags = {**run.flags, "WARPS": choice.warps, "STAGES": choice.stages, "DOT": dot, "DOT_TYPE": dot_type}
-    entering = dlast
+    sizes, entering = run.sizes(run.n_kept), dlast
     if run.stretches > 1 and run.padded <= WALKED_STATES:
         entering = run.enter(dlast, dy, backward=True)
     elif run.stretches > 1:
         zeros = run.new_states().zero_()
         buffers = (*outputs, totals)
-        run.launch(scan_backward, (dy, zeros, *run.inputs(), *buffers), run.sizes, **flags, GRADS=False, TOTALS=True)
+        run.launch(scan_backward, (dy, zeros, *run.inputs(), *buffers), sizes, **flags, GRADS=False, TOTALS=True)
         entering = run.combine(dlast, dstart, totals, backward=True)
     if lanes:
         sizes = [run.length, run.stretch, run.n_kept, *run.step_sizes(run.x)]
@@ -507,7 +579,7 @@ def _gradients(
         run.launch(scan_gradients, (dy, entering, *run.inputs(), *outputs), sizes, **flags)
     else:
         buffers = (*outputs, totals)
-        run.launch(scan_backward, (dy, entering, *run.inputs(), *buffers), run.sizes, **flags, GRADS=True, TOTALS=False)
+        run.launch(scan_backward, (dy, entering, *run.inputs(), *buffers), sizes, **flags, GRADS=True, TOTALS=False)
     n = run.n_states
     dA = dA.sum((0, 1))[:, :n].contiguous()
     dB, dC = (v.sum(0)[..., :n].contiguous() for v in (dB, dC))

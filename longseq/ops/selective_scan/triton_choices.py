@@ -70,7 +70,11 @@ _SAFE = (Choice(16, 4, 8, 190), Choice(4, 4, 8, 512), Choice(4, 4, 8, 512))
 # By (major) compute capability; that of 9 was measured on an H100 (README.md).
 _BY_FAMILY = {
     8: _SAFE,
-    9: (Choice(8, 4, 16, 256, 224), Choice(8, 4, 16, 256), Choice(16, 1, 4, 1024, stored=4, keep=4, walk_programs=2048)),
+    9: (
+        Choice(8, 4, 16, 256, 255, keep=16),
+        Choice(8, 4, 16, 256, keep=16),
+        Choice(16, 1, 4, 1024, stored=4, keep=4, walk_programs=2048),
+    ),
     10: _SAFE,
     12: _SAFE,
 }

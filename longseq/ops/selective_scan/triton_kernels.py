@@ -35,6 +35,22 @@ def split_rows(tile, BLOCK_D: tl.constexpr, T: tl.constexpr, LOG_T: tl.constexpr
 
 
 @triton.jit
+def split_pairs(a, b, BLOCK_D: tl.constexpr, T: tl.constexpr, LOG_T: tl.constexpr):
+    """Two tiles (BLOCK_D, T) -> T pairs (BLOCK_D, 2), which change hands in one piece; `tl.split` takes one apart."""
+    parts = (tl.join(a, b),)
+    for level in tl.static_range(LOG_T):
+        halves = ()
+        for i in tl.static_range(1 << level):
+            low, high = tl.split(tl.permute(tl.reshape(parts[i], (BLOCK_D, 2, T >> (level + 1), 2)), (0, 2, 3, 1)))
+            halves = halves + (low, high)
+        parts = halves
+    pairs = ()
+    for i in tl.static_range(T):
+        pairs = pairs + (tl.reshape(parts[i], (BLOCK_D, 2)),)
+    return pairs
+
+
+@triton.jit
 def join_rows(rows, BLOCK_D: tl.constexpr, T: tl.constexpr, LOG_T: tl.constexpr):
     """The inverse of `split_rows`."""
     parts = ()
@@ -155,7 +171,6 @@ def scan_forward(
     LOG_T: tl.constexpr,
     SIGN: tl.constexpr,
     KEEP: tl.constexpr,
-    SAVE: tl.constexpr,
     OUTPUTS: tl.constexpr,
     TOTALS: tl.constexpr,
     TOUCH: tl.constexpr,
@@ -166,8 +181,8 @@ def scan_forward(
     HAS_MASK: tl.constexpr,
     HAS_RESET: tl.constexpr,
 ):
-    """One stretch of time from its entering state: outputs (OUTPUTS), the last state, the states kept each KEEP steps (SAVE),
-    and the sum of its log2-decays (TOTALS)."""
+    """One stretch of time from its entering state: outputs (OUTPUTS), the last state, those before each KEEP steps (none if
+    n_kept is 0), and the sum of its log2-decays (TOTALS)."""
     segment, row = tl.program_id(1), tl.program_id(2).to(tl.int64)
     first_channel = tl.program_id(0) * BLOCK_D
     channels = first_channel + tl.arange(0, BLOCK_D)
@@ -230,20 +245,23 @@ def scan_forward(
             dt = tl.where(ok, dt, 0.0)
         if TOTALS:
             total += tl.sum(dt, axis=1)
-        dt_rows = split_rows(dt, BLOCK_D, T, LOG_T)
-        u_rows = split_rows(dt * x, BLOCK_D, T, LOG_T)
+        pairs = split_pairs(dt, dt * x, BLOCK_D, T, LOG_T)
         ys = ()
         for i in tl.static_range(T):
-            if SAVE and i % KEEP == 0:
+            if i % KEEP == 0:
+                # Also where nothing is kept: the wide store is what gives a lane many states of few channels.
                 kept_at = kept_ptr + (i // KEEP) * D * N
-                tl.store(kept_at + at_DN, h.to(kept_ptr.dtype.element_ty), mask=ok_D[:, None] & (start + i < end))
+                tl.store(
+                    kept_at + at_DN, h.to(kept_ptr.dtype.element_ty), mask=ok_D[:, None] & (start + i < end) & (n_kept > 0)
+                )
             B = tl.load(B_ptr + (SIGN * i * N) + at_map)
-            log_decay = dt_rows[i][:, None] * A2
+            dt_D, u_D = tl.split(pairs[i])
+            log_decay = dt_D[:, None] * A2
             if HAS_RESET:
                 reset = tl.load(reset_ptr + SIGN * i)
                 log_decay += reset
                 resets += reset
-            h = tl.exp2(log_decay) * h + u_rows[i][:, None] * B
+            h = tl.exp2(log_decay) * h + u_D[:, None] * B
             if OUTPUTS:
                 C = tl.load(C_ptr + (SIGN * i * N) + at_map)
                 ys = ys + (tl.sum(h * C, axis=1),)
@@ -262,8 +280,7 @@ def scan_forward(
             tl.store(y_ptr + at_y, y.to(y_ptr.dtype.element_ty), mask=inside)
             y_ptr += SIGN * T * D
             z_ptr += SIGN * T * z_row
-        if SAVE:
-            kept_ptr += (T // KEEP) * D * N
+        kept_ptr += (T // KEEP) * D * N
         x_ptr += SIGN * T * x_row
         dt_ptr += SIGN * T * dt_row
         mask_ptr += SIGN * T

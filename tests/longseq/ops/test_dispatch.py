@@ -54,7 +54,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Operator]]:
 
 
 def decide(operator: Operator, implementation: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    return operator._decide(implementation, device, dtype, check=True)
+    return operator._decide(implementation, device, dtype, call=((torch.zeros(1),), {"option": 2}))
 
 
 def test_auto_takes_kernels_where_they_run(toy: Callable[..., Operator]) -> None:
@@ -146,6 +146,17 @@ def test_the_check_runs_once_and_never_while_tracing(toy: Callable[..., Operator
     assert len(calls) == 1
     decide(operator, "auto", torch.device("cuda", 1))
     assert len(calls) == 2
+
+
+def test_what_the_check_does_not_run_begins_to_compile_before_it(toy: Callable[..., Operator]) -> None:
+    calls = []
+    begin = {"begin_to_compile": lambda x, option: calls.append((x.shape, option))}
+    operator = toy(triton={"self_check": lambda: calls.append("check") or 1e-6, **begin})
+    assert dispatch._decide_for_dynamo("toy", "auto", "cuda", 0, torch.float32) == "triton"
+    assert not calls
+    decide(operator, "auto", GPU)
+    decide(operator, "auto", GPU)
+    assert calls == [((1,), 2), "check"]
 
 
 def test_the_check_knows_nothing_of_its_caller(toy: Callable[..., Operator]) -> None:

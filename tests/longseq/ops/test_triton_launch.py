@@ -1,5 +1,6 @@
 """Launches that Triton prepares once: which go past it, and with what."""
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -117,6 +118,53 @@ def test_a_launch_is_compiled_where_compiling_ahead_and_run_elsewhere(monkeypatc
     triton_launch.launch(kernel, (4,), [x], [2], 2, BLOCK=8, WIDE=True)
     assert kernel.through == [((4,), 2, True, 8, options)]
     assert len(done) == 3
+
+
+def test_what_compiles_in_the_background_holds_nobody_up_and_fails_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    from longseq.ops import triton_launch
+
+    monkeypatch.setattr(triton_launch, "_KNOWN", True)
+    may_end, seen = threading.Event(), []
+
+    def run() -> None:
+        assert may_end.wait(60)
+        seen.append((triton_launch._ahead.is_on, threading.current_thread() is threading.main_thread()))
+        raise RuntimeError("no compiler")
+
+    compiling = triton_launch.compile_in_background(run, torch.zeros(1))
+    assert not compiling.done() and not triton_launch._ahead.is_on
+    may_end.set()
+    assert compiling.result(60) is None
+    assert seen == [(True, False)]
+
+
+def test_what_two_threads_want_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime._async_compile import active_mode
+
+    from longseq.ops import triton_launch
+
+    monkeypatch.setattr(triton_launch, "_KNOWN", True)
+    may_end, compiled, ready = threading.Event(), [], []
+
+    def compile_kernel() -> Any:
+        compiled.append(threading.get_ident())
+        assert may_end.wait(60)
+        return SimpleNamespace(run=None)
+
+    def run() -> None:
+        mode = active_mode.get()
+        assert mode is not None
+        for _ in range(2):
+            mode.submit("key", compile_kernel, lambda kernel: ready.append(kernel))
+
+    first = triton_launch.compile_in_background(run, torch.zeros(1))
+    with triton_launch.compiled_ahead(run):
+        assert not first.done()
+        may_end.set()
+    first.result(60)
+    # Each of them still learns of it.
+    assert len(compiled) == 1 and len(ready) == 2 and ready[0] is ready[1]
+    assert not triton_launch._under_way
 
 
 def test_prepared_launches_are_made_once(kernel: Kernel) -> None:
