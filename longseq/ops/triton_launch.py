@@ -145,8 +145,11 @@ class _CompileAndLoad(ThreadPoolExecutor):
         return kernel
 
 
-# Other versions may be without it, and are not asked to.
-class _CompileOnce(getattr(triton, "AsyncCompileMode", object)):
+# Versions that are not known may be without it, and are not asked to compile ahead.
+_Mode: Any = getattr(triton, "AsyncCompileMode", object)
+
+
+class _CompileOnce(_Mode):
     """What several threads want at the same time is compiled by the first of them."""
 
     def submit(self, key: str, compile_fn: Callable[[], Any], finalize_fn: Callable[[Any], None]) -> Any:
