@@ -103,7 +103,7 @@ def self_check() -> float:
     """The largest relative error of outputs and gradients against the chunked form, with time whole and cut into stretches.
 
     All kernels compile side by side; gradients by lanes are compared on their own first use, and the outputs of inference are
-    compiled beside this by calls that want them.
+    compiled beside this by calls that want them (`begin_to_compile`).
     """
     generator = torch.Generator().manual_seed(0)
     device = "cpu" if _INTERPRETED else "cuda"
@@ -138,22 +138,26 @@ def begin_to_compile(
     reverse: bool = False,
     **_others: Any,
 ) -> None:
-    """Begins to compile what the self-check does not run: outputs of inference, or the gradients by lanes."""
+    """Begins to compile what the self-check does not run: outputs of inference or of this width, and gradients by lanes."""
     inputs = [x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, mask_BL, segment_ids_BL]
     save = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in inputs)
-    inputs = [None if v is None else v.detach() for v in inputs]
-    forward, backward = _choices(x_BLD, A_DN.shape[1])
-    if not save:
-        steps = _TO_BE_CUT if _cuts(forward, x_BLD) else LONGEST
-        some = _first_steps(inputs, steps, reverse)
-        compile_in_background(lambda: _outputs(forward, some, None, dt_softplus, reverse, False), x_BLD)
-    elif backward.values == WALKED_STATES:
+    outputs = _outputs_choice(x_BLD, A_DN.shape[1], save)
+    some = _stand_ins(inputs, _TO_BE_CUT if _cuts(outputs, x_BLD) else LONGEST, reverse)
+    compile_in_background(lambda: _outputs(outputs, some, None, dt_softplus, reverse, save), x_BLD)
+    backward = _backward_choice(x_BLD, A_DN.shape[1])
+    if save and backward.values == WALKED_STATES:
         _begin_to_compile(backward, inputs, dt_softplus, reverse)
 
 
 def _choices(x_BLD: Tensor, n_states: int) -> tuple[Choice, Choice]:
     batch, length, width = x_BLD.shape
     return choose(family(x_BLD.device), batch, length, width, n_states, x_BLD.dtype == torch.bfloat16)
+
+
+def _outputs_choice(x_BLD: Tensor, n_states: int, save: bool) -> Choice:
+    """The first of `_choices`, with states kept as the second wants them."""
+    forward, backward = _choices(x_BLD, n_states)
+    return forward._replace(keep=backward.keep) if save else forward
 
 
 def _backward_choice(x_BLD: Tensor, n_states: int) -> Choice:
@@ -365,8 +369,7 @@ def _run_forward(
     """Outputs, the last state, and the state before each tile of steps (B, tiles, D, N padded), empty without `save`."""
     inputs = (x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, mask_BL, segment_ids_BL)
     with on_device(x_BLD):
-        forward, backward = _choices(x_BLD, A_DN.shape[1])
-        choice = forward._replace(keep=backward.keep) if save else forward
+        choice = _outputs_choice(x_BLD, A_DN.shape[1], save)
         return _outputs(choice, inputs, h0_BDN, dt_softplus, reverse, save)
 
 
@@ -490,19 +493,20 @@ def _variant(choice: Choice, inputs: Sequence[Tensor | None], dt_softplus: bool,
 
 def _begin_to_compile(choice: Choice, inputs: Sequence[Tensor | None], dt_softplus: bool, reverse: bool) -> Future[None]:
     """Compiles, beside whatever comes next, all that gradients of these inputs launch."""
+    key = _variant(choice, inputs, dt_softplus, reverse)
+    if key in _compiling:
+        return _compiling[key]
     x = inputs[0]
     assert x is not None
-    cuts = _cuts(choice, x)
+    cuts, some = _cuts(choice, x), _stand_ins(inputs, _TO_BE_CUT, reverse)
 
     def launches() -> None:
         for c in (choice, tiles_for(choice)):
-            _first_gradients(c, 3 * choice.keep, inputs, dt_softplus, reverse)
+            _first_gradients(c, 3 * choice.keep, some, dt_softplus, reverse)
         if cuts:
-            _first_gradients(choice, _TO_BE_CUT, inputs, dt_softplus, reverse)
+            _first_gradients(choice, _TO_BE_CUT, some, dt_softplus, reverse)
 
-    key = _variant(choice, inputs, dt_softplus, reverse)
-    if key not in _compiling:
-        _compiling[key] = compile_in_background(launches, x)
+    _compiling[key] = compile_in_background(launches, x)
     return _compiling[key]
 
 
@@ -522,6 +526,14 @@ def _first_steps(inputs: Sequence[Tensor | None], steps: int, reverse: bool) -> 
     rows = None if rows is None else torch.ones_like(rows)
     numbers = None if numbers is None else torch.zeros_like(numbers)
     return (first(x), first(dt), A, first(B), first(C), D, first(z), bias, rows, numbers)
+
+
+def _stand_ins(inputs: Sequence[Tensor | None], steps: int, reverse: bool) -> tuple[Any, ...]:
+    """The same with nothing in them: they compile to the same code, and hold none of the inputs' memory meanwhile."""
+    some = _first_steps(inputs, steps, reverse)
+    return tuple(
+        [None if v is None else torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=v.device) for v in some]
+    )
 
 
 def _first_gradients(

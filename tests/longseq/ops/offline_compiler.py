@@ -39,7 +39,7 @@ class _Driver:
 
 @contextlib.contextmanager
 def compiled_kernels(capability: int) -> Iterator[list[dict[str, Any]]]:
-    """What was compiled instead of being launched: name, shared memory in bytes, and its limit.
+    """What was compiled instead of being launched: name, hash of the variant, shared memory in bytes, and its limit.
 
     Meant for a process of its own.
     """
@@ -55,7 +55,8 @@ def compiled_kernels(capability: int) -> Iterator[list[dict[str, Any]]]:
         kernel: Any = launch(self, *arguments, grid=grid, warmup=True, **options)
         # Compiled ahead of its use, beside others.
         kernel = kernel.result() if hasattr(kernel, "result") else kernel
-        found.append({"name": self.__name__, "shared": kernel.metadata.shared, "limit": TARGETS[capability][1]})
+        about = {"name": self.__name__, "hash": kernel.hash}
+        found.append(about | {"shared": kernel.metadata.shared, "limit": TARGETS[capability][1]})
 
     JITFunction.run = compile_only  # type: ignore[method-assign]
     try:

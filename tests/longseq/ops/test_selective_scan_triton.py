@@ -5,6 +5,8 @@ The interpreter is chosen when kernels are decorated, so a process of its own ru
 
 import json
 import sys
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -94,6 +96,40 @@ def compile_for(capability: int, states: int) -> None:
     print(json.dumps(found))
 
 
+def compile_ahead(reverse: bool) -> None:
+    """Prints what calls of inference and training compile, with time cut and not, that had not begun to compile before."""
+    from longseq.ops.selective_scan import triton as kernels
+    from longseq.ops.selective_scan.triton_choices import Choice, choose
+    from tests.longseq.ops.offline_compiler import compiled_kernels
+
+    def compile_now(run: Callable[[], object], _x: Tensor) -> Future[None]:
+        run()
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    kernels.compile_in_background = compile_now
+    given = make(1, 600, 256, 16, torch.bfloat16)
+    initial, (x, *others) = given.pop("initial_state_BDN"), given.values()
+    late = []
+    with compiled_kernels(9) as found:
+        for shape, stretches in (((1, 1 << 20, 256), 2), ((64, 4096, 2048), 1)):
+            kernels._choices = lambda _x, n, shape=shape: choose(9, *shape, n)
+            kernels._backward_choice = lambda x, n: kernels._choices(x, n)[1]
+            Choice.stretches = lambda *_, stretches=stretches: stretches  # type: ignore[method-assign, assignment]
+            for save in (False, True):
+                kernels.begin_to_compile(x.requires_grad_(save), *others, dt_softplus=True, reverse=reverse)
+                begun = {kernel["hash"] for kernel in found}
+                values = (x.detach(), *others)
+                forward: tuple[Any, ...] = (*values, None, None, None, True, reverse, save)
+                y, _, kept = kernels._run_forward(*forward)
+                backward: tuple[Any, ...] = (y, initial, *values, None, None, kept, True, reverse)
+                if save:
+                    kernels._run_backward(*backward)
+                late += [kernel["name"] for kernel in found if kernel["hash"] not in begun]
+    print(json.dumps([late, sorted({kernel["name"] for kernel in found})]))
+
+
 def capture() -> None:
     """Prints how far a CUDA graph's replay is off."""
     print(json.dumps(checks.captured_error(*_training(torch.bfloat16))))
@@ -124,6 +160,16 @@ def test_kernels_compile_without_a_gpu(capability: int, states: int, forward: se
     # The one that compiles for long is compared with the other before it is used.
     backward = {"scan_gradients", "scan_backward"} if lanes else {"scan_backward"}
     assert_fits(found, {"combine_stretches", *backward, *forward})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is published for Linux")
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_first_call_finds_all_of_its_kernels_begun(reverse: bool) -> None:
+    pytest.importorskip("triton")
+    late, all_of_them = checks.run_script(__file__, "ahead", str(int(reverse)), interpret=False)
+    assert not late
+    assert {"scan_forward", "scan_gradients", "scan_steps", "walk_states"} < set(all_of_them)
 
 
 def test_choices_cut_time_only_where_channels_do_not_fill_the_gpu() -> None:
@@ -262,5 +308,7 @@ def test_more_elements_than_32_bits_count() -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["compile"]:
         compile_for(int(sys.argv[2]), int(sys.argv[3]))
+    elif sys.argv[1:2] == ["ahead"]:
+        compile_ahead(sys.argv[2] == "1")
     else:
         capture() if sys.argv[1:] == ["capture"] else interpret()
