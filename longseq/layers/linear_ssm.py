@@ -118,7 +118,8 @@ class LinearSSM(nn.Module):
     def tie(self, parameter: Tensor) -> Tensor:
         """(n_ssm, ...) -> (D, ...) in fp32: channel d has set d modulo n_ssm."""
         dtype = torch.promote_types(parameter.dtype, torch.float32)
-        return parameter.to(dtype).repeat(self.d_model // self.n_ssm, *[1] * (parameter.ndim - 1))
+        parameter, times = parameter.to(dtype), self.d_model // self.n_ssm
+        return parameter if times == 1 else parameter.repeat(times, *[1] * (parameter.ndim - 1))
 
     def continuous(self) -> Continuous:
         """The continuous model for the present `rate`."""

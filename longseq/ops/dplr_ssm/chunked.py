@@ -90,6 +90,5 @@ def kernel_by_powers(
     giant = (length + baby - 1) // baby
     powers = Powers(solve.dense())
     columns_DMb = powers.columns(solve.apply(dt_D[:, None, None] * B_DN2).flatten(1), baby)
-    rows_DRM = torch.stack([output_row(C_DN2) for C_DN2 in C_RDN2], dim=1)
-    taps_DSb = Powers(powers.power(baby)).rows(rows_DRM, giant) @ columns_DMb
+    taps_DSb = Powers(powers.power(baby)).rows(output_row(C_RDN2).transpose(0, 1), giant) @ columns_DMb
     return taps_DSb.unflatten(1, (giant, -1)).permute(2, 0, 1, 3).flatten(2)[..., :length]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from longseq.ops.diagonal_ssm.discretize import divide, multiply
+from longseq.ops.diagonal_ssm.discretize import conjugate, multiply
 
 
 class Resolvent(NamedTuple):
@@ -52,15 +52,19 @@ def resolvent(dt_D: Tensor, A_real_DN: Tensor, A_imag_DN: Tensor, P_DN2: Tensor)
     """The resolvent of `A = diag(A_real + i A_imag) - P P*` at 2 / dt, times 2 / dt."""
     half_D1 = dt_D.unsqueeze(-1) / 2
     below_DN2 = torch.stack([1 - half_D1 * A_real_DN, -half_D1 * A_imag_DN], dim=-1)
-    one_DN2 = torch.stack([torch.ones_like(A_real_DN), torch.zeros_like(A_real_DN)], dim=-1)
-    e_DN2 = divide(one_DN2, below_DN2)
+    e_DN2 = conjugate(below_DN2) / below_DN2.square().sum(-1, keepdim=True)
     ep_DN2 = multiply(e_DN2, P_DN2)
     return Resolvent(dt_D, e_DN2, P_DN2, ep_DN2, dt_D / (1 + dt_D * (P_DN2 * ep_DN2).sum((-1, -2))))
 
 
 def output_row(C_DN2: Tensor) -> Tensor:
-    """(D, M): `2 Re(C z)` as a product with the state's numbers."""
-    return 2 * torch.stack([C_DN2[..., 0], -C_DN2[..., 1]], dim=-1).flatten(1)
+    """(..., D, M): `2 Re(C z)` as a product with the state's numbers."""
+    return 2 * conjugate(C_DN2).flatten(-2)
+
+
+def _first(v: Tensor, dim: int, count: int) -> Tensor:
+    """The first of a dimension; all of them without a copy backward."""
+    return v if v.shape[dim] == count else v.narrow(dim, 0, count)
 
 
 class Powers:
@@ -99,7 +103,7 @@ class Powers:
         while rows_DtM.shape[1] < wanted:
             rows_DtM = torch.cat([rows_DtM, rows_DtM @ self.square(doubling)], dim=1)
             doubling += 1
-        return rows_DtM[:, :wanted]
+        return _first(rows_DtM, 1, wanted)
 
     def columns(self, column_DM: Tensor, count: int) -> Tensor:
         """`A^t column` for t = 0 ... count - 1, (D, M, count)."""
@@ -107,7 +111,7 @@ class Powers:
         while columns_DMt.shape[2] < count:
             columns_DMt = torch.cat([columns_DMt, self.square(doubling) @ columns_DMt], dim=2)
             doubling += 1
-        return columns_DMt[:, :, :count]
+        return _first(columns_DMt, 2, count)
 
     def advance(self, state_BDM: Tensor, steps_B: Tensor, limit: int) -> Tensor:
         """`A^steps state` for a number of steps per row, each below `limit`."""
