@@ -543,10 +543,11 @@ def _first_gradients(
     some = _first_steps(inputs, steps, reverse)
     x, A = some[0], some[2]
     steps = x.shape[1]
-    generator = torch.Generator().manual_seed(0)
+    # Not on the caller's default device.
+    generator = torch.Generator("cpu").manual_seed(0)
     n_kept, states = -(-steps // choice.keep), padded_states(A.shape[1])
     shapes = ((1, steps, x.shape[2]), (1, *A.shape), (1, n_kept, x.shape[2], states))
-    dy, dstate, kept = (torch.randn(shape, generator=generator).to(x.device) for shape in shapes)
+    dy, dstate, kept = (torch.randn(shape, generator=generator, device="cpu").to(x.device) for shape in shapes)
     kept[..., A.shape[1] :] = 0
     return _gradients(choice, dy.to(x.dtype), dstate, some, kept.to(_kept_dtype(x.dtype)), dt_softplus, reverse)
 
