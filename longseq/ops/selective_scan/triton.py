@@ -126,20 +126,15 @@ def begin_to_compile(
     x_BLD: Tensor,
     dt_BLD: Tensor,
     A_DN: Tensor,
-    B_BLN: Tensor,
-    C_BLN: Tensor,
-    D_D: Tensor | None = None,
-    z_BLD: Tensor | None = None,
-    dt_bias_D: Tensor | None = None,
-    *,
-    dt_softplus: bool = False,
+    *others: Tensor | None,
     mask_BL: Tensor | None = None,
     segment_ids_BL: Tensor | None = None,
+    dt_softplus: bool = False,
     reverse: bool = False,
-    **_others: Any,
+    **_options: Any,
 ) -> None:
     """Begins to compile what the self-check does not run: outputs of inference or of this width, and gradients by lanes."""
-    inputs = [x_BLD, dt_BLD, A_DN, B_BLN, C_BLN, D_D, z_BLD, dt_bias_D, mask_BL, segment_ids_BL]
+    inputs = (x_BLD, dt_BLD, A_DN, *others, mask_BL, segment_ids_BL)
     save = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in inputs)
     outputs = _outputs_choice(x_BLD, A_DN.shape[1], save)
     some = _stand_ins(inputs, _TO_BE_CUT if _cuts(outputs, x_BLD) else LONGEST, reverse)
