@@ -370,6 +370,14 @@ class DomainModule(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
 
+    # -- resuming
+
+    def on_train_start(self) -> None:
+        # The schedule has had the batches counted, and so made, before a resumed run's place among them was known.
+        loop = self.trainer.fit_loop
+        if loop._combined_loader_states_to_load:
+            loop._combined_loader = None  # Made again, at that place.
+
     # -- throughput
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

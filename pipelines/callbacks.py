@@ -1,23 +1,32 @@
 """What a training run needs around Lightning's loop: checkpoints that resume exactly, a stop on NaN, a progress bar."""
 
+import os
 import random
+import signal
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
 from longseq.errors import ConfigError, LongseqError
 
 BEST, LAST = "best.ckpt", "last.ckpt"
+# What Python does at Ctrl-C.
+KEYBOARD_INTERRUPT = signal.default_int_handler
 
 
 class RunCheckpoints(Checkpoint):
-    """Keeps `last.ckpt`, from which a killed run goes on exactly, and `best.ckpt`, by the task's own metric.
+    """Keeps `last.ckpt`, from which a run that ended early goes on exactly, and `best.ckpt`, by the task's own metric.
+
+    The first Ctrl-C ends a run after the step in hand, where nothing is half done; a second one at once, with the last
+    checkpoint as it is.
 
     Args:
         folder: where both stand.
@@ -32,6 +41,7 @@ class RunCheckpoints(Checkpoint):
         self.best_score: float | None = None
         self.best_metrics: dict[str, float] = {}
         self._random: dict[str, Any] | None = None
+        self._interrupted = False
 
     @property
     def best(self) -> Path:
@@ -50,6 +60,12 @@ class RunCheckpoints(Checkpoint):
         self.best_score, self.best_metrics = state_dict["best_score"], state_dict["best_metrics"]
         self._random = state_dict["random"]
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._interrupted = False
+        # Who ignores Ctrl-C, as jobs in the background do, or has a handler of its own, keeps it.
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is KEYBOARD_INTERRUPT:
+            signal.signal(signal.SIGINT, self._note_interrupt)
+
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
         # Building the model has drawn random numbers that the first run drew too; go on where the checkpoint was.
         if self._random is not None:
@@ -59,9 +75,30 @@ class RunCheckpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        every = self.every_n_steps
-        if every and trainer.global_step % every == 0 and not trainer.is_last_batch:
+        # Not while gradients are accumulated, which no checkpoint holds; what follows an epoch's last batch saves by itself.
+        if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        interrupted = self._is_interrupted(trainer)
+        if interrupted or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             trainer.save_checkpoint(self.last)
+        if interrupted:
+            raise KeyboardInterrupt
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        # Not here: several processes, which may have different numbers of these batches and so cannot agree, and averaged
+        # weights, which have changed places with the trained ones.
+        averaged = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if not self._interrupted or trainer.world_size > 1 or averaged:
+            return
+        # As if in the first batch: a loop that resumes from behind a finished one takes that much for validated.
+        progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+        progress.reset()
+        progress.increment_ready()
+        progress.increment_started()
+        trainer.save_checkpoint(self.last)
+        raise KeyboardInterrupt
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         score = trainer.callback_metrics.get(self.monitor)
@@ -77,11 +114,32 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         trainer.save_checkpoint(self.last)
+        if self._is_interrupted(trainer):
+            raise KeyboardInterrupt
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._put_back()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        # Ctrl-C keeps what was learned; any other error leaves the last good checkpoint as it is.
-        if isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0:
-            trainer.save_checkpoint(self.last)
+        # Any error leaves the last good checkpoint as it is.
+        self._put_back()
+
+    def _note_interrupt(self, signum: int, frame: FrameType | None) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
+        self._interrupted = True
+        # Not print, which a signal may have come in the middle of.
+        os.write(2, b"\nCtrl-C: ending after this step; once more ends at once, with the last checkpoint as it is\n")
+
+    def _is_interrupted(self, trainer: L.Trainer) -> bool:
+        """Whether any process of the run has had a Ctrl-C, so that all end at the same batch."""
+        if trainer.world_size == 1:
+            return self._interrupted
+        return trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
+
+    def _put_back(self) -> None:
+        if signal.getsignal(signal.SIGINT) == self._note_interrupt:
+            signal.signal(signal.SIGINT, KEYBOARD_INTERRUPT)
 
 
 class LengthWarmup(L.Callback):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 PIPELINES = Path(__file__).parent
 CONFIGS = PIPELINES.parent / "configs"
+# The exit code of what Ctrl-C ended.
+INTERRUPTED = 130
 GROUP_OVERRIDE = re.compile(r"^[+~]{0,2}(?P<key>[\w/.@\-]+)(=(?P<value>.*))?$", re.DOTALL)
 
 
@@ -36,7 +38,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except LongseqError as error:
         fail(str(error), 2)
     except KeyboardInterrupt:
-        fail("interrupted", 130)
+        fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
         # The reader (`| head`) has gone; not an error. Python would complain once more while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -155,7 +157,7 @@ def run_with_config(verb: str, args: list[str]) -> int:
 
     def job(cfg: "DictConfig") -> None:
         nonlocal code, failure
-        if failure is not None:
+        if failure is not None or code == INTERRUPTED:
             return
         own = list(HydraConfig.get().overrides.task)
         # Lightning's DDP launcher starts the other processes with sys.argv: give it this job alone,
@@ -170,7 +172,7 @@ def run_with_config(verb: str, args: list[str]) -> int:
             result = load_verb(verb).run(cfg)
             code = max(code, int(result.get("exit_code", 0)) if isinstance(result, dict) else 0)
         except BaseException as error:
-            # Hydra would print a line of its own about it; the first failure ends a sweep.
+            # Hydra would print a line of its own about it; the first failure ends a sweep, as Ctrl-C does.
             failure = error
 
     # Lets errors through as exceptions; Hydra would print them and exit by itself.

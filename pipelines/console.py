@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from longseq.domains.base import DomainData, DomainModule
+from longseq.pipelines.run_folder import is_started, whole_run
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -112,13 +113,16 @@ def metrics_by_row(rows: dict[str, dict[str, Any]], names: list[str], title: str
     return table
 
 
-def interrupted(folder: Path, metrics: dict[str, Any]) -> None:
-    """Prints how far a run came that Ctrl-C ended."""
+def interrupted(folder: Path, metrics: dict[str, Any], verb: str) -> None:
+    """Prints how far a run came that Ctrl-C ended, and how it goes on."""
     out = Console()
-    out.print(f"\n[yellow]interrupted[/] after {metrics['training']['steps']} steps; the last checkpoint is written")
+    out.print(f"\n[yellow]interrupted[/] after {metrics['training']['steps']} steps")
     for name, value in metrics["validation"].items():
         out.print(f"  {name} {format_value(value)}", highlight=False)
-    out.print(f"go on with: longseq fit resume={folder}", highlight=False)
+    if is_started(whole_run(folder)):
+        out.print(f"go on with: longseq {verb} resume={whole_run(folder)}", highlight=False)
+    else:
+        out.print("no checkpoint was written yet: the run begins anew", highlight=False)
 
 
 def format_value(value: Any) -> str:

@@ -47,10 +47,7 @@ def run(cfg: "DictConfig") -> dict[str, Any]:
     check_modes(cfg)
     check_folder(cfg)
     opened = open_for_task(cfg)
-    if cfg.cv.folds is not None:
-        return cross_validate(cfg, opened, finetune)
-    folder = open_run_folder(cfg)
-    return finetune(cfg, opened, folder)
+    return finetune(cfg, opened) if cfg.cv.folds is None else cross_validate(cfg, opened, finetune)
 
 
 def check_folder(cfg: "DictConfig") -> None:
@@ -62,7 +59,7 @@ def check_folder(cfg: "DictConfig") -> None:
         raise ConfigError(f"run_dir={cfg.run_dir} is where the pretrained model stands, which would be lost: choose another")
 
 
-def finetune(cfg: "DictConfig", opened: "Opened", folder: Path) -> dict[str, Any]:
+def finetune(cfg: "DictConfig", opened: "Opened") -> dict[str, Any]:
     """One fine-tuning in a folder of its own."""
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = build_data(cfg)
@@ -74,6 +71,7 @@ def finetune(cfg: "DictConfig", opened: "Opened", folder: Path) -> dict[str, Any
     plan = apply_mode(cfg, model.train(), fresh)
     module = build_module(cfg, model, task)
     scale_learning_rates(cfg, module)
+    folder = open_run_folder(cfg)
     trainer = build_trainer(cfg)
     if cfg.finetune.unfreeze_every is not None:
         trainer.callbacks.append(UnfreezeLayers(cfg.finetune.unfreeze_every, fresh))  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from longseq.errors import ConfigError, LongseqError
 from longseq.pipelines.console import format_value
 from longseq.pipelines.fit import build_data
 from longseq.pipelines.results import write_metrics
-from longseq.pipelines.run_folder import open_run_folder
+from longseq.pipelines.run_folder import FOLD, is_same_run, is_started, open_run_folder, read_metrics
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,9 +29,11 @@ SHARED = ("domain", "backbone", "task", "seed", "synthetic", "environment", "dat
 
 
 def cross_validate(
-    cfg: "DictConfig", opened: "Opened", finetune: Callable[["DictConfig", "Opened", Path], dict[str, Any]]
+    cfg: "DictConfig", opened: "Opened", finetune: Callable[["DictConfig", "Opened"], dict[str, Any]]
 ) -> dict[str, Any]:
     """Runs every fold in a folder of its own and reports mean and standard deviation.
+
+    Resumed, it takes the folds that are finished as they are, and goes on inside the one that is not.
 
     Args:
         cfg: of the verb finetune, with `cv.folds`.
@@ -50,11 +52,15 @@ def cross_validate(
     folder = open_run_folder(cfg)
     found = []
     for index in range(folds):
+        place = folder / f"{FOLD}{index + 1}"
         own = copy.deepcopy(cfg)
-        own.run_dir = str(folder / f"fold_{index + 1}")
-        with holding_out(index, folds):
-            Console().print(f"\n[bold]fold {index + 1} of {folds}[/]")
-            result = finetune(own, opened, open_run_folder(own))
+        begun = cfg.resume is not None and is_same_run(place, cfg)
+        own.run_dir, own.resume = str(place), str(place) if begun and is_started(place) else None
+        result = read_metrics(place) if begun else {}
+        Console().print(f"\n[bold]fold {index + 1} of {folds}[/]{', finished before' if result else ''}")
+        if not result:
+            with holding_out(index, folds):
+                result = finetune(own, opened)
         if result.get("exit_code"):
             return result
         found.append(result)

@@ -5,6 +5,8 @@ prints its result beside trivial baselines. Leaves a run folder with the config,
 a browser, and the trained model, which longseq.load_model reads without Lightning.
 """
 
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Mapping
@@ -48,11 +50,11 @@ def run(cfg: "DictConfig") -> dict[str, Any]:
         What metrics.json holds, with `run_dir`, and `exit_code` 130 after Ctrl-C.
     """
     quiet_lightning()
-    folder = open_run_folder(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = build_data(cfg)
     task = build_task(cfg, data)
     model = build_network(cfg, data, task)
+    folder = open_run_folder(cfg)
     data.start(model, task)
     facts = {}
     if cfg.self_pretrain.epochs:
@@ -107,7 +109,7 @@ def train_and_report(
     if interrupted:
         metrics["validation"] = {k: float(v) for k, v in trainer.callback_metrics.items()}
         if trainer.is_global_zero:
-            console.interrupted(folder, metrics)
+            console.interrupted(folder, metrics, "finetune" if "finetune" in cfg else "fit")
         return {**metrics, "run_dir": str(folder), "exit_code": 130}
     weights = keep_better_weights(trainer, *trained)
     if weights is not None:
@@ -240,14 +242,27 @@ def train(trainer: L.Trainer, module: DomainModule, data: L.LightningDataModule,
     """Runs the training loop; returns whether Ctrl-C ended it."""
     checkpoint = Path(cfg.run_dir) / "checkpoints" / LAST
     resume = checkpoint if cfg.resume is not None and checkpoint.is_file() else None
+    handler = signal.getsignal(signal.SIGINT)
     try:
         # The run's own checkpoint: it holds random states, which are not tensors.
         trainer.fit(module, data, ckpt_path=resume, weights_only=False if resume else None)
-    except SystemExit:
-        if not trainer.interrupted:
+    except (SystemExit, Exception) as error:
+        if not came_of_ctrl_c(error):
             raise
         return True
+    finally:
+        # Lightning's shutdown leaves Ctrl-C ignored.
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
     return False
+
+
+def came_of_ctrl_c(error: BaseException) -> bool:
+    """Whether it was raised while a Ctrl-C was dealt with: Lightning's shutdown exits, or fails on what was half built."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__context__
+    return cause is not None
 
 
 def best_checkpoint(trainer: L.Trainer) -> tuple[Path | None, dict[str, float]]:
@@ -339,6 +354,8 @@ def quiet_lightning() -> None:
         # A class that no row of val or test has; its score is left out of the mean.
         ".*No (positive|negative) samples in targets.*",
         ".*score for one or more classes was `nan`.*",
+        # Of several processes: the metrics agree among themselves, and the training loss is this process's.
+        ".*It is recommended to use `self.log.*sync_dist=True.*",
         # A frozen part is in eval mode on purpose.
         ".*in eval mode at the start of training.*",
     ):

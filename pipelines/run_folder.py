@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONFIG, METRICS, PREDICTIONS, REPORT, MODEL = "config.yaml", "metrics.json", "predictions.csv", "report.html", "model"
+# Before the number of a fold, in the name of its folder.
+FOLD = "fold_"
+# Stands for the run's folder while its config is written.
+HERE = "RUN_DIR_OF_THIS_RUN"
 # What metrics.json says of the weights of a run with averaged ones: which validated better.
 AVERAGE, LAST_STEP = "moving average", "last step"
 # Where the run is, for the processes that a distributed launcher starts with the same command.
@@ -23,14 +27,14 @@ NOT_COMPARED = ("run_dir", "resume", "report", "baselines", "trainer", "logger",
 
 def open_run_folder(cfg: "DictConfig") -> Path:
     """Chooses and makes the run's folder, writes it into `cfg.run_dir`, and saves the config there."""
-    from omegaconf import OmegaConf, open_dict
+    from omegaconf import open_dict
 
     folder = _choose(cfg)
     folder.mkdir(parents=True, exist_ok=True)
     with open_dict(cfg):
         cfg.run_dir = str(folder)
     if int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))) == 0:
-        (folder / CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")
+        (folder / CONFIG).write_text(_saved(cfg), encoding="utf-8")
     os.environ[ENVIRONMENT] = str(folder)
     return folder
 
@@ -52,6 +56,14 @@ def _choose(cfg: "DictConfig") -> Path:
             continue
         return folder
     raise ConfigError(f"{parent} holds too many runs of this second; set run_dir=")
+
+
+def _saved(cfg: "DictConfig") -> str:
+    """The config as YAML, resolved but for paths in the run's folder: a run that was moved goes on where it is."""
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(OmegaConf.merge(cfg, {"run_dir": HERE}), resolve=True)
+    return OmegaConf.to_yaml({**plain, "run_dir": cfg.run_dir}).replace(HERE, "${run_dir}")
 
 
 def resume_from(cfg: "DictConfig", overrides: list[str]) -> "DictConfig":
@@ -77,7 +89,8 @@ def resume_from(cfg: "DictConfig", overrides: list[str]) -> "DictConfig":
     folder = Path(cfg.resume)
     if folder.suffix == ".ckpt":
         folder = folder.parent.parent
-    if not (folder / "checkpoints" / "last.ckpt").is_file():
+    folder = whole_run(folder)
+    if not is_started(folder):
         raise ConfigError(
             f"cannot resume {folder}: it has no checkpoints/last.ckpt (no epoch was finished, or it is not a run folder)"
         )
@@ -88,6 +101,9 @@ def _merge(folder: Path, cfg: "DictConfig", overrides: list[str]) -> "DictConfig
     from omegaconf import OmegaConf
 
     saved = read_config(folder)
+    if ("finetune" in saved) != ("finetune" in cfg):
+        verb = "finetune" if "finetune" in saved else "fit"
+        raise ConfigError(f"{folder} was made by longseq {verb}: go on with longseq {verb} resume={folder}")
     choices = ("domain", "backbone", "task")
     for override in overrides:
         key, _, value = override.partition("=")
@@ -107,10 +123,24 @@ def _newest_unfinished(cfg: "DictConfig") -> Path | None:
     newest_first = sorted(parent.glob(f"{backbone}/*"), key=lambda path: path.name, reverse=True)
     folders = [Path(cfg.run_dir)] if cfg.run_dir else newest_first
     for folder in folders:
-        started = (folder / "checkpoints" / "last.ckpt").is_file() and (folder / CONFIG).is_file()
-        if started and not (folder / METRICS).is_file() and _comparable(read_config(folder)) == _comparable(cfg):
+        if is_started(folder) and not (folder / METRICS).is_file() and is_same_run(folder, cfg):
             return folder
     return None
+
+
+def is_started(folder: Path) -> bool:
+    """Whether there is something to go on from: a checkpoint, of a fold where the run has folds."""
+    return any(any(folder.glob(f"{place}checkpoints/last.ckpt")) for place in ("", f"{FOLD}*/"))
+
+
+def whole_run(folder: Path) -> Path:
+    """The run that a fold belongs to, which alone knows what the fold leaves out; any other folder as it is."""
+    return folder.parent if folder.name.startswith(FOLD) and (folder.parent / CONFIG).is_file() else folder
+
+
+def is_same_run(folder: Path, cfg: "DictConfig") -> bool:
+    """Whether the folder's run was made with this config, but for what a run and its resumption may differ in."""
+    return (folder / CONFIG).is_file() and _comparable(read_config(folder)) == _comparable(cfg)
 
 
 def _comparable(cfg: "DictConfig") -> dict[str, Any]:

@@ -182,6 +182,35 @@ def test_folds_hold_out_each_row_once(longseq: Command, pretrained: Path, dna_cs
     assert "Cross-validation" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_interrupted_folds_go_on_where_they_were(
+    longseq: Command,
+    pretrained: Path,
+    dna_csv: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    data = f"data.train={dna_csv}"
+    options = [f"pretrained={pretrained}", data, *QUICK, "trainer.max_epochs=2", "cv.folds=2", "report=false"]
+    signal = "+callbacks.signal={_target_: signal_at.SignalAt, hook: on_train_batch_end, times: 3}"
+    assert longseq("finetune", *options, "run_dir=whole") == 0
+    assert longseq("finetune", *options, "run_dir=run", signal) == 130
+    capsys.readouterr()
+    assert longseq("fit", "resume=run") == 2
+    assert "go on with longseq finetune resume=run" in capsys.readouterr().err
+    # The first fold ends with the five batches that it has left; the second one does not come to the end of its eight.
+    assert longseq("finetune", *options, "run_dir=run", "resume=auto", signal.replace("times: 3", "times: 6")) == 130
+    output = capsys.readouterr().out
+    assert "go on with: longseq finetune resume=run" in plain(output)
+    finished = (tmp_path / "run" / "fold_1" / "metrics.json").stat().st_mtime_ns
+    assert longseq("finetune", "resume=run/fold_2") == 0
+    assert "fold 1 of 2, finished before" in plain(capsys.readouterr().out)
+    assert (tmp_path / "run" / "fold_1" / "metrics.json").stat().st_mtime_ns == finished
+    whole, resumed = (pd.read_csv(tmp_path / name / "folds.csv") for name in ("whole", "run"))
+    pd.testing.assert_frame_equal(whole, resumed)
+
+
 def test_from_scratch_takes_nothing_but_the_shape(longseq: Command, pretrained: Path, dna_csv: Path, tmp_path: Path) -> None:
     options = ["finetune.reinit_layers=all", "optimizer.lr=1e-12", "report=false"]
     assert longseq("finetune", f"pretrained={pretrained}", f"data.train={dna_csv}", *QUICK, *options, "run_dir=run") == 0

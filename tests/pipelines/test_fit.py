@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from longseq.checkpoint import load_model
+from longseq.pipelines.callbacks import RunCheckpoints
 
 Command = Callable[..., int]
 
@@ -29,6 +31,18 @@ def start(*args: Any) -> "subprocess.Popen[str]":
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     # A shell's background job, tests included, ignores Ctrl-C, and so would what it starts.
     return subprocess.Popen(command, **pipes, env=env, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+
+def signal_at(hook: str, times: int, **options: Any) -> str:
+    """The override that sends a run a signal of its own."""
+    entry = {"_target_": "signal_at.SignalAt", "hook": hook, "times": times, **options}
+    return f"+callbacks.signal={{{', '.join(f'{key}: {value}' for key, value in entry.items())}}}"
+
+
+@pytest.fixture
+def _signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this process find the callback of `signal_at` too."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
 
 
 def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
@@ -95,7 +109,7 @@ def test_killed_in_an_epoch_and_resumed_equals_never_stopped(
     ]
     assert longseq("fit", *options, "run_dir=whole") == 0
     # Stops by SIGKILL when a checkpoint from the middle of the second epoch is on disk.
-    process = start("fit", *options, "run_dir=killed", "+callbacks.kill={_target_: kill_at_step.KillAtStep, step: 9}")
+    process = start("fit", *options, "run_dir=killed", signal_at("on_train_batch_end", 9, name="SIGKILL"))
     process.communicate(timeout=240)
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "metrics.json").exists()
@@ -117,6 +131,125 @@ def test_ctrl_c_writes_the_last_checkpoint_and_exits_130(tiny: list[str], dna_cs
     assert "interrupted" in output
     assert "val/mcc" in output
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+# Twelve batches an epoch, six steps, two validations of three batches.
+STEPS = [
+    "data.batch_size=8",
+    "data.rc_augment=true",
+    "trainer.max_epochs=3",
+    "trainer.accumulate_grad_batches=2",
+    "trainer.val_check_interval=0.5",
+    "backbone.dropout=0.2",
+    "report=false",
+    "baselines=false",
+    "callbacks.progress=null",
+]
+
+
+@pytest.mark.usefixtures("_signals")
+def test_interrupted_anywhere_and_resumed_equals_never_stopped(
+    longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    lines = dna_csv.read_text().splitlines(keepends=True)
+    for name, start, end in (("train", 1, 97), ("val", 97, 121), ("test", 1, 25)):
+        (rows / f"{name}.csv").write_text("".join([lines[0], *lines[start:end]]))
+    options = [*tiny, *STEPS, *(f"data.{name}={rows / name}.csv" for name in ("train", "val", "test"))]
+    for average in ([], ["callbacks=[default,ema]"]):
+        assert longseq("fit", *options, *average, f"run_dir=whole{len(average)}") == 0
+    places = [
+        ("on_train_batch_end", 3, []),  # In the first epoch, with a gradient in hand.
+        ("on_validation_batch_end", 2, []),
+        ("on_train_batch_end", 12, ["data.num_workers=1"]),  # The epoch's last.
+        ("on_validation_batch_start", 10, []),
+        ("on_validation_batch_end", 4, ["callbacks=[default,ema]"]),
+        ("on_train_epoch_end", 3, []),  # All that is left is the test.
+    ]
+    for i, (hook, times, more) in enumerate(places):
+        run, whole = f"run{i}", f"whole{int(more == ['callbacks=[default,ema]'])}"
+        assert longseq("fit", *options, *more, f"run_dir={run}", signal_at(hook, times)) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert not (tmp_path / run / "metrics.json").exists()
+        assert longseq("fit", *options, *more, f"run_dir={run}", "resume=auto") == 0
+        assert metrics(tmp_path / run)["training"]["steps"] == 18
+        assert metrics(tmp_path / run)["validation"] == metrics(tmp_path / whole)["validation"], places[i]
+        weights = [load_model(tmp_path / name / "model").state_dict() for name in (run, whole)]
+        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0]), places[i]
+
+
+def test_all_processes_of_a_run_end_at_the_same_step(tmp_path: Path) -> None:
+    asked: list[bool] = []
+
+    def any_of(own: bool, *, all: bool) -> bool:
+        asked.append(own)
+        return not all  # Another process has had a Ctrl-C.
+
+    strategy = SimpleNamespace(reduce_boolean_decision=any_of)
+    saved: list[Path] = []
+    trainer: Any = SimpleNamespace(
+        world_size=2, strategy=strategy, is_last_batch=False, accumulate_grad_batches=2, save_checkpoint=saved.append
+    )
+    module: Any = None
+    keeper = RunCheckpoints(str(tmp_path), "val/mcc", "max")
+    keeper.on_train_batch_end(trainer, module, None, None, 0)
+    assert not asked and not saved
+    with pytest.raises(KeyboardInterrupt):
+        keeper.on_train_batch_end(trainer, module, None, None, 1)
+    assert asked == [False] and saved == [tmp_path / "last.ckpt"]
+
+
+@pytest.mark.usefixtures("_signals")
+def test_a_second_ctrl_c_ends_at_once_with_the_checkpoint_as_it_was(
+    longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path
+) -> None:
+    at = signal_at("on_train_batch_end", 8, presses=2)
+    assert longseq("fit", *tiny, f"data.train={dna_csv}", "run_dir=run", at) == 130
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)["global_step"] == 6
+
+
+@pytest.mark.usefixtures("_signals")
+def test_ctrl_c_before_the_first_step_says_that_nothing_was_written(
+    longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert longseq("fit", *tiny, f"data.train={dna_csv}", "run_dir=run", signal_at("on_fit_start", 1)) == 130
+    output = "".join(capfd.readouterr())
+    assert "no checkpoint was written" in output
+    assert "go on with" not in output
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.usefixtures("_signals")
+def test_who_ignores_ctrl_c_goes_on_ignoring_it(longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        at = signal_at("on_train_batch_end", 2)
+        assert longseq("fit", *tiny, f"data.train={dna_csv}", "run_dir=run", "report=false", "baselines=false", at) == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_signals")
+def test_ctrl_c_ends_a_sweep(longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path) -> None:
+    at = signal_at("on_train_batch_end", 2)
+    assert longseq("fit", "-m", *tiny, f"data.train={dna_csv}", "seed=1,2", "run_dir=run${seed}", at) == 130
+    assert (tmp_path / "run1").is_dir()
+    assert not (tmp_path / "run2").exists()
+
+
+def test_a_run_that_was_moved_goes_on_where_it_is(longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path) -> None:
+    assert longseq("fit", *tiny, f"data.train={dna_csv}", "run_dir=run", "report=false", "baselines=false") == 0
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert longseq("fit", "resume=moved", "trainer.max_epochs=3") == 0
+    assert metrics(tmp_path / "moved")["training"]["epochs"] == 3
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_in_the_data_leaves_no_folder(longseq: Command, tiny: list[str], tmp_path: Path) -> None:
+    assert longseq("fit", *tiny, "data.train=missing.csv", "run_dir=run") == 2
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_by_path_goes_on_with_more_epochs(longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path) -> None:
