@@ -26,6 +26,7 @@ this machine; ratios travel better.
 import contextlib
 import csv
 import importlib
+import io
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -349,9 +350,12 @@ def _figure(name: str, ms: float, share: float) -> str:
 
 def write(results: list[Timing], path: Path) -> None:
     """Writes all lines as csv; what is unknown stays empty."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Timing)])
-        writer.writeheader()
-        for result in results:
-            values = asdict(result).items()
-            writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in values})
+    from longseq.checkpoint import write_atomically
+
+    table = io.StringIO()
+    writer = csv.DictWriter(table, [field.name for field in fields(Timing)], lineterminator="\n")
+    writer.writeheader()
+    for result in results:
+        values = asdict(result).items()
+        writer.writerow({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in values})
+    write_atomically(path, table.getvalue())

@@ -35,6 +35,7 @@ def check_model(source: str) -> list[Finding]:
     if report.unexpected:
         first = ", ".join(list(report.unexpected)[:3])
         findings.append(Finding(WARN, f"{len(report.unexpected)} tensors of the file are not used, such as {first}"))
+    findings += [Finding(OK, note) for note in report.notes]
     return [
         *findings,
         *check_dtypes(opened.weights),

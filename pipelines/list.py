@@ -6,7 +6,6 @@ Without a topic every name with one line; with a topic all there is to say of ea
 """
 
 import ast
-import difflib
 import fnmatch
 import os
 import re
@@ -23,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from longseq.errors import ConfigError
+from longseq.pipelines.cli import nearest_of
 
 ROOT = Path(__file__).parent.parent
 CONFIGS, DOMAINS = ROOT / "configs", ROOT / "domains"
@@ -70,16 +70,10 @@ def run(args: Sequence[str]) -> int:
         return 0
     topic, pattern = args[0], args[1] if len(args) == 2 else "*"
     if topic not in TOPICS:
-        raise ConfigError(f"there is no topic {topic!r}{nearest(topic)}. Topics: {', '.join(TOPICS)}")
+        raise ConfigError(f"there is no topic {topic!r}{nearest_of(topic, TOPICS, 'Topics')}")
     _, details = TOPICS[topic]
     out.print(details(pattern))
     return 0
-
-
-def nearest(word: str) -> str:
-    """`; did you mean ...?`, or nothing."""
-    near = difflib.get_close_matches(word, TOPICS, n=1, cutoff=0.4)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def short_table(title: str, rows: Iterable[tuple[str, str]]) -> RenderableType:

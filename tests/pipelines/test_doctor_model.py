@@ -79,6 +79,19 @@ def test_a_length_that_is_not_the_published_one(tmp_path: Path) -> None:
     assert "max_length is 96" in text and "1,026" in text
 
 
+def test_what_the_importer_noted(tmp_path: Path) -> None:
+    made = folder(tmp_path / "run" / "model", name="hyena", max_length=96).parent
+    model = load_model(made / "model")
+    model.config["head"] = {"name": "token", "n_outputs": 16}
+    model.head = create_head("token", 16, n_outputs=16)
+    save_model(model, made / "model")
+    path = publish(made, tmp_path / "mine")
+    weights = load_file(path / "model.safetensors")
+    torch.save({"state_dict": weights, "ema": weights}, path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    assert any("also holds a moving average of the weights (ema), which was not taken" in text for text in marks(path)[OK])
+
+
 def test_a_published_folder_with_another_tokenizer(tmp_path: Path) -> None:
     made = folder(tmp_path / "run" / "model", name="hyena", max_length=96).parent
     model = load_model(made / "model")

@@ -159,6 +159,14 @@ def test_what_the_check_does_not_run_begins_to_compile_before_it(toy: Callable[.
     assert calls == [((1,), 2), "check"]
 
 
+def test_what_cannot_begin_to_compile_is_left_to_the_check(toy: Callable[..., Operator]) -> None:
+    def begin_to_compile(x: Tensor, option: int) -> None:
+        raise RuntimeError("no compiler")
+
+    operator = toy(triton={"self_check": lambda: 1e-6, "begin_to_compile": begin_to_compile})
+    assert decide(operator, "auto", GPU) == "triton"
+
+
 def test_the_check_knows_nothing_of_its_caller(toy: Callable[..., Operator]) -> None:
     seen = []
 
