@@ -119,6 +119,8 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._put_back()
+        if self._is_interrupted(trainer):
+            raise KeyboardInterrupt
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         # Any error leaves the last good checkpoint as it is.
