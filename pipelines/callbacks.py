@@ -54,7 +54,9 @@ class RunCheckpoints(Checkpoint):
         return self.folder / LAST
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score, "best_metrics": self.best_metrics, "random": random_state()}
+        # A run that is resumed has drawn nothing of its own until its next step.
+        random = random_state() if self._random is None else self._random
+        return {"best_score": self.best_score, "best_metrics": self.best_metrics, "random": random}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score, self.best_metrics = state_dict["best_score"], state_dict["best_metrics"]
