@@ -69,10 +69,7 @@ class RunCheckpoints(Checkpoint):
             signal.signal(signal.SIGINT, self._note_interrupt)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
-        # Building the model has drawn random numbers that the first run drew too; go on where the checkpoint was.
-        if self._random is not None:
-            set_random_state(self._random)
-            self._random = None
+        self._go_on_drawing()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -116,12 +113,14 @@ class RunCheckpoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         trainer.save_checkpoint(self.last)
-        if self._is_interrupted(trainer):
+        # A run that stops early by itself does so: no checkpoint holds that it has decided to.
+        if self._is_interrupted(trainer) and not trainer.should_stop:
             raise KeyboardInterrupt
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._go_on_drawing()
         self._put_back()
-        if self._is_interrupted(trainer):
+        if self._is_interrupted(trainer) and not trainer.should_stop:
             raise KeyboardInterrupt
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -140,6 +139,12 @@ class RunCheckpoints(Checkpoint):
         if trainer.world_size == 1:
             return self._interrupted
         return trainer.strategy.reduce_boolean_decision(self._interrupted, all=False)
+
+    def _go_on_drawing(self) -> None:
+        """Building the model has drawn random numbers that the first run drew too: back to where the checkpoint was."""
+        if self._random is not None:
+            set_random_state(self._random)
+            self._random = None
 
     def _put_back(self) -> None:
         if signal.getsignal(signal.SIGINT) == self._note_interrupt:

@@ -1,5 +1,7 @@
 """What a run prints: what it is about to do, and its result beside the baselines."""
 
+import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,9 +122,17 @@ def interrupted(folder: Path, metrics: dict[str, Any], verb: str) -> None:
     for name, value in metrics["validation"].items():
         out.print(f"  {name} {format_value(value)}", highlight=False)
     if is_started(whole_run(folder)):
-        out.print(f"go on with: longseq {verb} resume={whole_run(folder)}", highlight=False)
+        out.print(f"go on with: longseq {verb} {typed('resume', str(whole_run(folder)))}", markup=False, highlight=False)
     else:
         out.print("no checkpoint was written yet: the run begins anew", highlight=False)
+
+
+def typed(key: str, value: str) -> str:
+    """An override as it is typed into a shell: quoted for Hydra and for the shell where either would stumble."""
+    if re.fullmatch(r"[\w./\-+@%]+", value):
+        return f"{key}={value}"
+    quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+    return shlex.quote(f'{key}="{quoted}"')
 
 
 def format_value(value: Any) -> str:

@@ -217,7 +217,14 @@ class UnfreezeLayers(L.Callback):
         assert isinstance(pl_module, DomainModule)
         self._trainable = {name for name, p in pl_module.model.named_parameters() if p.requires_grad}
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # A run that is resumed inside an epoch does not come to its start.
+        self._freeze(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._freeze(trainer, pl_module)
+
+    def _freeze(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, DomainModule)
         depth = depths(pl_module.model)
         lowest = max(depth.values(), default=0) - trainer.current_epoch // self.every

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 CONFIG, METRICS, PREDICTIONS, REPORT, MODEL = "config.yaml", "metrics.json", "predictions.csv", "report.html", "model"
 # Before the number of a fold, in the name of its folder.
 FOLD = "fold_"
+# The self-pretraining's folder in the run's, and what is written there when it is over.
+PRETRAINING, PRETRAINED = "pretraining", "pretraining.json"
 # Stands for the run's folder while its config is written.
 HERE = "RUN_DIR_OF_THIS_RUN"
 # What metrics.json says of the weights of a run with averaged ones: which validated better.
@@ -34,6 +36,8 @@ def open_run_folder(cfg: "DictConfig") -> Path:
     with open_dict(cfg):
         cfg.run_dir = str(folder)
     if int(os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))) == 0:
+        if cfg.resume is None:
+            _forget(folder)
         (folder / CONFIG).write_text(_saved(cfg), encoding="utf-8")
     os.environ[ENVIRONMENT] = str(folder)
     return folder
@@ -56,6 +60,13 @@ def _choose(cfg: "DictConfig") -> Path:
             continue
         return folder
     raise ConfigError(f"{parent} holds too many runs of this second; set run_dir=")
+
+
+def _forget(folder: Path) -> None:
+    """Removes what an older run in this folder could be taken for finished by, or resumed from."""
+    for place in (folder, folder / PRETRAINING, *folder.glob(f"{FOLD}*")):
+        for path in (place / METRICS, place / PRETRAINED, *place.glob("checkpoints/*.ckpt")):
+            path.unlink(missing_ok=True)
 
 
 def _saved(cfg: "DictConfig") -> str:
@@ -129,13 +140,14 @@ def _newest_unfinished(cfg: "DictConfig") -> Path | None:
 
 
 def is_started(folder: Path) -> bool:
-    """Whether there is something to go on from: a checkpoint, of a fold where the run has folds."""
-    return any(any(folder.glob(f"{place}checkpoints/last.ckpt")) for place in ("", f"{FOLD}*/"))
+    """Whether there is something to go on from: a checkpoint of the run, of its self-pretraining, or of a fold."""
+    return any(any(folder.glob(f"{place}checkpoints/last.ckpt")) for place in ("", f"{PRETRAINING}/", f"{FOLD}*/"))
 
 
 def whole_run(folder: Path) -> Path:
-    """The run that a fold belongs to, which alone knows what the fold leaves out; any other folder as it is."""
-    return folder.parent if folder.name.startswith(FOLD) and (folder.parent / CONFIG).is_file() else folder
+    """The run that a fold or a self-pretraining belongs to, and with which it goes on; any other folder as it is."""
+    part = folder.name.startswith(FOLD) or folder.name == PRETRAINING
+    return folder.parent if part and (folder.parent / CONFIG).is_file() else folder
 
 
 def is_same_run(folder: Path, cfg: "DictConfig") -> bool:

@@ -19,6 +19,7 @@ from longseq.checkpoint import load_model, save_model, write_atomically
 from longseq.domains.base import DomainData
 from longseq.errors import ConfigError
 from longseq.model import SequenceModel
+from longseq.pipelines import console
 from longseq.pipelines.cli import CONFIGS, nearest_of
 from longseq.pipelines.fit import (
     best_checkpoint,
@@ -33,12 +34,11 @@ from longseq.pipelines.fit import (
 )
 from longseq.pipelines.option_types import check_types
 from longseq.pipelines.results import plain
-from longseq.pipelines.run_folder import MODEL
+from longseq.pipelines.run_folder import MODEL, PRETRAINED, PRETRAINING
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-FOLDER, FACTS = "pretraining", "pretraining.json"
 # What belongs to the task and has no place in pretraining: it starts untrained.
 TASKS_OWN = ("embedding.class_vector",)
 
@@ -67,12 +67,12 @@ def pretrain_on_task(cfg: "DictConfig", folder: Path, data: DomainData, model: S
     Raises:
         ConfigError: if the domain has nothing to pretrain with on these data.
     """
-    place = folder / FOLDER
+    place = folder / PRETRAINING
     own = pretraining_config(cfg, place)
-    if cfg.resume is not None and (place / MODEL).is_dir() and (place / FACTS).is_file():
+    if cfg.resume is not None and (place / MODEL).is_dir() and (place / PRETRAINED).is_file():
         # A run that is resumed has this behind it; what else stands in its folder may be of other options.
         take(model, load_model(place / MODEL))
-        found: dict[str, Any] = json.loads((place / FACTS).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((place / PRETRAINED).read_text(encoding="utf-8"))
         return found
     inputs = pretraining_data(cfg, own, data, model.backbone.causal)
     task = build_task(own, inputs)
@@ -84,6 +84,9 @@ def pretrain_on_task(cfg: "DictConfig", folder: Path, data: DomainData, model: S
         out.print(f"[bold]self-pretraining[/] task={task.name} on {rows:,} training rows, {own.trainer.max_epochs} epochs")
     started = time.perf_counter()
     if train(trainer, module, inputs, own):
+        if trainer.is_global_zero:
+            seen = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            console.interrupted(place, {"training": training_figures(trainer, module), "validation": seen}, "fit")
         raise KeyboardInterrupt
     best, validation = best_checkpoint(trainer)
     pretrained = trained_model(module, best)
@@ -98,7 +101,7 @@ def pretrain_on_task(cfg: "DictConfig", folder: Path, data: DomainData, model: S
     }
     if trainer.is_global_zero:
         save_model(pretrained, place / MODEL)
-        write_atomically(place / FACTS, json.dumps(plain(facts), indent=2) + "\n")
+        write_atomically(place / PRETRAINED, json.dumps(plain(facts), indent=2) + "\n")
         shown = ", ".join(f"{name} {value:.4g}" for name, value in validation.items())
         out.print(
             f"  pretrained in {facts['seconds']:.0f} s; validation {shown}; {len(names)} tensors taken over", highlight=False
@@ -116,7 +119,8 @@ def pretraining_config(cfg: "DictConfig", place: Path) -> "DictConfig":
         raise ConfigError(f"self_pretrain.task={name} is no task{nearest_of(str(name), sorted(known), 'Tasks')}")
     own = copy.deepcopy(cfg)
     with open_dict(own):
-        own.run_dir, own.resume = str(place), None
+        # The run's own `resume` holds here too: there is a checkpoint if the pretraining is what was interrupted.
+        own.run_dir = str(place)
         own.trainer.max_epochs, own.trainer.max_steps = cfg.self_pretrain.epochs, -1
         if cfg.self_pretrain.lr is not None:
             own.optimizer.lr = cfg.self_pretrain.lr

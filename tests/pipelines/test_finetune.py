@@ -480,7 +480,14 @@ class StopAtStep(L.Callback):
             raise RuntimeError("stopped")
 
 
-@pytest.mark.parametrize("mode", [["backbone.dropout=0.2"], ["finetune.lora.r=2"]])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        ["backbone.dropout=0.2"],
+        ["finetune.lora.r=2"],
+        ["finetune.unfreeze_every=1", "callbacks.checkpoint.every_n_steps=1"],  # Goes on inside an epoch.
+    ],
+)
 def test_the_same_command_goes_on_where_it_was(
     longseq: Command, pretrained: Path, dna_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: list[str]
 ) -> None:
@@ -495,6 +502,9 @@ def test_the_same_command_goes_on_where_it_was(
     assert longseq("finetune", *options, "resume=auto") == 0
     assert metrics(begun)["test"] == metrics(tmp_path / "whole")["test"]
     assert metrics(begun)["training"]["epochs"] == 3
+    last = (folder / "checkpoints" / "last.ckpt" for folder in (begun, tmp_path / "whole"))
+    weights, whole = (torch.load(path, weights_only=False)["state_dict"] for path in last)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in whole.items())
 
 
 @pytest.mark.parametrize(

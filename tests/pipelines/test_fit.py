@@ -151,6 +151,9 @@ STEPS = [
 ]
 
 
+AVERAGING = ["callbacks=[default,ema]"]
+
+
 @pytest.mark.usefixtures("_signals")
 def test_interrupted_anywhere_and_resumed_equals_never_stopped(
     longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path
@@ -161,18 +164,18 @@ def test_interrupted_anywhere_and_resumed_equals_never_stopped(
     for name, start, end in (("train", 1, 97), ("val", 97, 121), ("test", 1, 25)):
         (rows / f"{name}.csv").write_text("".join([lines[0], *lines[start:end]]))
     options = [*tiny, *STEPS, *(f"data.{name}={rows / name}.csv" for name in ("train", "val", "test"))]
-    for average in ([], ["callbacks=[default,ema]"]):
-        assert longseq("fit", *options, *average, f"run_dir=whole{len(average)}") == 0
+    for i, more in enumerate(([], AVERAGING)):
+        assert longseq("fit", *options, *more, f"run_dir=whole{i}") == 0
     places = [
         ("on_train_batch_end", 3, []),  # In the first epoch, with a gradient in hand.
         ("on_validation_batch_end", 2, []),
         ("on_train_batch_end", 12, ["data.num_workers=1"]),  # The epoch's last.
         ("on_validation_batch_start", 10, []),
-        ("on_validation_batch_end", 4, ["callbacks=[default,ema]"]),
+        ("on_validation_batch_end", 4, AVERAGING),
         ("on_train_end", 1, []),  # All that is left is the test.
     ]
     for i, (hook, times, more) in enumerate(places):
-        run, whole = f"run{i}", f"whole{int(more == ['callbacks=[default,ema]'])}"
+        run, whole = f"run{i}", f"whole{int(more == AVERAGING)}"
         assert longseq("fit", *options, *more, f"run_dir={run}", signal_at(hook, times)) == 130
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if hook == "on_validation_batch_start":
@@ -205,6 +208,34 @@ def test_all_processes_of_a_run_end_at_the_same_step(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         keeper.on_train_batch_end(trainer, module, None, None, 1)
     assert asked == [False] and saved == [tmp_path / "last.ckpt"]
+
+
+def test_a_run_that_has_decided_to_stop_does_so_in_spite_of_ctrl_c(tmp_path: Path) -> None:
+    """No checkpoint holds the decision: a run that was resumed would train on."""
+    trainer: Any = SimpleNamespace(world_size=1, should_stop=True, save_checkpoint=lambda path: None)
+    module: Any = None
+    keeper = RunCheckpoints(str(tmp_path), "val/mcc", "max")
+    keeper._note_interrupt(signal.SIGINT, None)
+    keeper.on_train_epoch_end(trainer, module)
+    keeper.on_train_end(trainer, module)
+    trainer.should_stop = False
+    with pytest.raises(KeyboardInterrupt):
+        keeper.on_train_epoch_end(trainer, module)
+
+
+@pytest.mark.usefixtures("_signals")
+def test_a_new_run_in_the_folder_of_an_old_one_is_a_run_of_its_own(
+    longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = [*tiny, f"data.train={dna_csv}", "report=false", "baselines=false", "run_dir=the run"]
+    assert longseq("fit", *options) == 0
+    assert longseq("fit", *options, "seed=2", signal_at("on_fit_start", 1)) == 130
+    assert "no checkpoint was written" in "".join(capfd.readouterr())
+    assert longseq("fit", *options, "seed=2", signal_at("on_train_batch_end", 8)) == 130
+    assert "longseq fit 'resume=\"the run\"'" in "".join(capfd.readouterr())
+    assert longseq("fit", *options, "seed=2", "resume=auto") == 0
+    assert "starting a new one" not in "".join(capfd.readouterr())
+    assert metrics(tmp_path / "the run")["seed"] == 2
 
 
 @pytest.mark.usefixtures("_signals")

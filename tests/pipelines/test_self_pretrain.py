@@ -51,6 +51,29 @@ def test_a_new_run_in_an_old_folder_pretrains_anew(longseq: Command, tiny: list[
     assert (tmp_path / "run" / "pretraining" / "pretraining.json").stat().st_mtime_ns == written
 
 
+def test_an_interrupted_pretraining_goes_on_where_it_was(
+    longseq: Command,
+    tiny: list[str],
+    dna_csv: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    options = [*tiny, f"data.train={dna_csv}", "self_pretrain.epochs=2", "backbone.dropout=0.2", "report=false"]
+    options += ["trainer.max_epochs=1", "baselines=false"]
+    signal = "+callbacks.signal={_target_: signal_at.SignalAt, hook: on_train_batch_end, times: 8}"
+    assert longseq("fit", *options, "run_dir=whole") == 0
+    assert longseq("fit", *options, "run_dir=run", signal) == 130
+    assert "go on with: longseq fit resume=run" in capsys.readouterr().out
+    assert longseq("fit", *options, "run_dir=run", "resume=auto") == 0
+    for place in ("checkpoints", "pretraining/checkpoints"):
+        last = [torch.load(tmp_path / run / place / "last.ckpt", weights_only=False) for run in ("run", "whole")]
+        weights, whole = (checkpoint["state_dict"] for checkpoint in last)
+        assert last[0]["global_step"] == last[1]["global_step"]
+        assert all(torch.equal(weights[name], tensor) for name, tensor in whole.items())
+
+
 @pytest.mark.parametrize(
     ("option", "expected"),
     [
