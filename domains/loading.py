@@ -1,5 +1,6 @@
 """Batches of similar lengths, in an order that depends on seed and epoch alone, for any number of processes."""
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -97,6 +99,12 @@ class LengthBatches(Sampler[list[int]]):
         return len(range(self.rank, n, self.world_size))
 
 
+def start_worker(worker_id: int) -> None:
+    """Seeds a loader's process, and leaves Ctrl-C to the training process, which still needs the batches in hand."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pl_worker_init_function(worker_id)
+
+
 class ResumableLoader(DataLoader[Any]):
     """A loader over `LengthBatches` that goes on inside an epoch after a resume.
 
@@ -105,7 +113,7 @@ class ResumableLoader(DataLoader[Any]):
     """
 
     def __init__(self, *args: Any, progress: Callable[[], int], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"worker_init_fn": start_worker, **kwargs})
         self.progress = progress
 
     def state_dict(self) -> dict[str, int]:

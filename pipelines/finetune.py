@@ -55,7 +55,7 @@ def check_folder(cfg: "DictConfig") -> None:
     if cfg.run_dir is None or cfg.resume is not None or not cfg.get("pretrained"):
         return
     place, source = Path(cfg.run_dir).resolve(), Path(str(cfg.pretrained)).expanduser().resolve()
-    if source in (place, place / MODEL):
+    if source in (place, place / MODEL) or source.parent in (place / MODEL, place / "checkpoints"):
         raise ConfigError(f"run_dir={cfg.run_dir} is where the pretrained model stands, which would be lost: choose another")
 
 

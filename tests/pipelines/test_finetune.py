@@ -182,6 +182,17 @@ def test_folds_hold_out_each_row_once(longseq: Command, pretrained: Path, dna_cs
     assert "Cross-validation" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.parametrize("part", ["", "model", "model/model.safetensors", "checkpoints/best.ckpt"])
+def test_what_a_run_starts_from_is_not_written_over(
+    longseq: Command, pretrained: Path, dna_csv: Path, capsys: pytest.CaptureFixture[str], part: str
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in pretrained.rglob("*")}
+    options = [f"pretrained={pretrained / part}", f"data.train={dna_csv}", *QUICK, f"run_dir={pretrained}"]
+    assert longseq("finetune", *options) == 2
+    assert "which would be lost" in capsys.readouterr().err
+    assert before == {path: path.stat().st_mtime_ns for path in pretrained.rglob("*")}
+
+
 def test_interrupted_folds_go_on_where_they_were(
     longseq: Command,
     pretrained: Path,

@@ -30,7 +30,8 @@ def start(*args: Any) -> "subprocess.Popen[str]":
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     # A shell's background job, tests included, ignores Ctrl-C, and so would what it starts.
-    return subprocess.Popen(command, **pipes, env=env, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    prepare = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "start_new_session": True}
+    return subprocess.Popen(command, **pipes, env=env, **prepare)
 
 
 def last_weights(run: Path) -> dict[str, torch.Tensor]:
@@ -126,12 +127,15 @@ def test_killed_in_an_epoch_and_resumed_equals_never_stopped(
 
 
 def test_ctrl_c_writes_the_last_checkpoint_and_exits_130(tiny: list[str], dna_csv: Path, tmp_path: Path) -> None:
-    process = start("fit", *tiny, f"data.train={dna_csv}", "run_dir=run", "trainer.max_epochs=100000")
+    options = ["trainer.max_epochs=100000", "trainer.accumulate_grad_batches=3", "data.num_workers=1"]
+    process = start("fit", *tiny, f"data.train={dna_csv}", "run_dir=run", *options)
     wait_for(lambda: (tmp_path / "run" / "checkpoints" / "best.ckpt").exists(), process)
-    process.send_signal(signal.SIGINT)
+    # As a terminal does, to the loader's processes too.
+    os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     assert "Traceback" not in output
+    assert output.count("Ctrl-C:") == 1
     assert "interrupted" in output
     assert "val/mcc" in output
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
