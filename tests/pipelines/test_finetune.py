@@ -541,13 +541,3 @@ def test_what_starts_anew_is_trained_in_every_mode(
     assert torch.allclose(first[frozen], last[frozen], atol=1e-6)
     if "unfreeze" not in mode[0]:
         assert any("start anew and are trained" in note for note in metrics(tmp_path / "run")["finetune"]["notes"])
-
-
-def test_what_a_run_starts_from_is_not_written_over(
-    longseq: Command, pretrained: Path, dna_csv: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = {path: path.stat().st_mtime_ns for path in pretrained.rglob("*")}
-    for source in (pretrained, pretrained / "model"):
-        assert longseq("finetune", f"pretrained={source}", f"data.train={dna_csv}", *QUICK, f"run_dir={pretrained}") == 2
-        assert "where the pretrained model stands" in capsys.readouterr().err
-    assert {path: path.stat().st_mtime_ns for path in pretrained.rglob("*")} == before
