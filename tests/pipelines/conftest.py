@@ -1,6 +1,7 @@
 """Small files and small runs for the verbs' tests."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,18 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("LONGSEQ_CACHE", str(tmp_path / "cache"))
     for name in ("LONGSEQ_RUN_DIR", "LOCAL_RANK", "RANK"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def _signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs of this process find the callback of signal_at.py, and have Ctrl-C as a terminal gives it.
+
+    A shell's background job ignores it, and so would tests that one started.
+    """
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -193,15 +193,14 @@ def test_what_a_run_starts_from_is_not_written_over(
     assert before == {path: path.stat().st_mtime_ns for path in pretrained.rglob("*")}
 
 
+@pytest.mark.usefixtures("_signals")
 def test_interrupted_folds_go_on_where_they_were(
     longseq: Command,
     pretrained: Path,
     dna_csv: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parent)
     data = f"data.train={dna_csv}"
     options = [f"pretrained={pretrained}", data, *QUICK, "trainer.max_epochs=2", "cv.folds=2", "report=false"]
     signal = "+callbacks.signal={_target_: signal_at.SignalAt, hook: on_train_batch_end, times: 3}"

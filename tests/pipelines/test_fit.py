@@ -44,12 +44,6 @@ def signal_at(hook: str, times: int, **options: Any) -> str:
     return f"+callbacks.signal={{{', '.join(f'{key}: {value}' for key, value in entry.items())}}}"
 
 
-@pytest.fixture
-def _signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs of this process find the callback of `signal_at` too."""
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-
-
 def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():

@@ -51,15 +51,14 @@ def test_a_new_run_in_an_old_folder_pretrains_anew(longseq: Command, tiny: list[
     assert (tmp_path / "run" / "pretraining" / "pretraining.json").stat().st_mtime_ns == written
 
 
+@pytest.mark.usefixtures("_signals")
 def test_an_interrupted_pretraining_goes_on_where_it_was(
     longseq: Command,
     tiny: list[str],
     dna_csv: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parent)
     options = [*tiny, f"data.train={dna_csv}", "self_pretrain.epochs=2", "backbone.dropout=0.2", "report=false"]
     options += ["trainer.max_epochs=1", "baselines=false"]
     signal = "+callbacks.signal={_target_: signal_at.SignalAt, hook: on_train_batch_end, times: 8}"
