@@ -48,6 +48,11 @@ def _choose(cfg: "DictConfig") -> Path:
     if launched and "LOCAL_RANK" in os.environ:
         return Path(launched)
     if cfg.run_dir is not None:
+        if "${" in str(cfg.run_dir):
+            raise ConfigError(
+                f"run_dir={cfg.run_dir}: found '${{' in the folder's name, which stands for another option wherever the run's "
+                "config is read; choose a name without it"
+            )
         return Path(cfg.run_dir)
     parent = Path("runs") / cfg.domain / str(cfg.backbone.name).replace(":", "_")
     name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")

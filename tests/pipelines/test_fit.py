@@ -288,6 +288,14 @@ def test_a_mistake_in_the_data_leaves_no_folder(longseq: Command, tiny: list[str
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_that_no_config_can_name_is_refused(
+    longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert longseq("fit", *tiny, f"data.train={dna_csv}", r"run_dir=a\${b}c") == 2
+    assert "run_dir=a${b}c" in capsys.readouterr().err
+    assert not (tmp_path / "a${b}c").exists()
+
+
 def test_resume_by_path_goes_on_with_more_epochs(longseq: Command, tiny: list[str], dna_csv: Path, tmp_path: Path) -> None:
     assert longseq("fit", *tiny, f"data.train={dna_csv}", "run_dir=run", "report=false", "baselines=false") == 0
     assert longseq("fit", "resume=run", "trainer.max_epochs=4") == 0
