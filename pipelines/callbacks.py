@@ -16,8 +16,8 @@ from lightning.pytorch.callbacks import Checkpoint, RichProgressBar, WeightAvera
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
 from longseq.errors import ConfigError, LongseqError
+from longseq.pipelines.run_folder import BEST, LAST
 
-BEST, LAST = "best.ckpt", "last.ckpt"
 # What Python does at Ctrl-C.
 KEYBOARD_INTERRUPT = signal.default_int_handler
 

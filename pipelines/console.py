@@ -1,7 +1,5 @@
 """What a run prints: what it is about to do, and its result beside the baselines."""
 
-import re
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from longseq.domains.base import DomainData, DomainModule
-from longseq.pipelines.run_folder import is_started, whole_run
+from longseq.pipelines.run_folder import is_started, resume_command, whole_run
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -115,24 +113,16 @@ def metrics_by_row(rows: dict[str, dict[str, Any]], names: list[str], title: str
     return table
 
 
-def interrupted(folder: Path, metrics: dict[str, Any], verb: str) -> None:
+def interrupted(folder: Path, metrics: dict[str, Any]) -> None:
     """Prints how far a run came that Ctrl-C ended, and how it goes on."""
     out = Console()
     out.print(f"\n[yellow]interrupted[/] after {metrics['training']['steps']} steps")
     for name, value in metrics["validation"].items():
         out.print(f"  {name} {format_value(value)}", highlight=False)
     if is_started(whole_run(folder)):
-        out.print(f"go on with: longseq {verb} {typed('resume', str(whole_run(folder)))}", markup=False, highlight=False)
+        out.print(f"go on with: {resume_command(whole_run(folder))}", markup=False, highlight=False)
     else:
         out.print("no checkpoint was written yet: the run begins anew", highlight=False)
-
-
-def typed(key: str, value: str) -> str:
-    """An override as it is typed into a shell: quoted for Hydra and for the shell where either would stumble."""
-    if re.fullmatch(r"[\w./\-+@%]+", value):
-        return f"{key}={value}"
-    quoted = value.replace("\\", "\\\\").replace('"', '\\"')
-    return shlex.quote(f'{key}="{quoted}"')
 
 
 def format_value(value: Any) -> str:

@@ -11,7 +11,7 @@ from longseq.checkpoint import load_model
 from longseq.errors import ConfigError
 from longseq.inference import POOLED, Inference
 from longseq.model import SequenceModel
-from longseq.pipelines.run_folder import LAST_STEP, MODEL, PREDICTIONS, read_config, read_metrics
+from longseq.pipelines.run_folder import LAST_STEP, MODEL, PREDICTIONS, read_config, read_metrics, resume_command
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -138,7 +138,7 @@ def open_source(run: str | None, model: str | None) -> ExportSource:
     folder = Path(str(run))
     saved = read_config(folder)
     if not (folder / MODEL).is_dir():
-        raise ConfigError(f"{folder} has no {MODEL}/ yet: the run has not finished (longseq fit resume={folder})")
+        raise ConfigError(f"{folder} has no {MODEL}/ yet: the run has not finished ({resume_command(folder)})")
     network = load_model(folder / MODEL)
     options = inference_options(saved)
     if options:

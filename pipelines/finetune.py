@@ -23,7 +23,7 @@ from longseq.pipelines.finetune_options import check_modes
 from longseq.pipelines.finetune_probe import Probe, can_cache
 from longseq.pipelines.fit import build_data, build_module, build_task, build_trainer, quiet_lightning, train_and_report
 from longseq.pipelines.results import plain
-from longseq.pipelines.run_folder import MODEL, open_run_folder
+from longseq.pipelines.run_folder import CHECKPOINTS, MODEL, open_run_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -55,7 +55,7 @@ def check_folder(cfg: "DictConfig") -> None:
     if cfg.run_dir is None or cfg.resume is not None or not cfg.get("pretrained"):
         return
     place, source = Path(cfg.run_dir).resolve(), Path(str(cfg.pretrained)).expanduser().resolve()
-    if source in (place, place / MODEL) or source.parent in (place / MODEL, place / "checkpoints"):
+    if source in (place, place / MODEL) or source.parent in (place / MODEL, place / CHECKPOINTS):
         raise ConfigError(f"run_dir={cfg.run_dir} is where the pretrained model stands, which would be lost: choose another")
 
 

@@ -27,10 +27,11 @@ from longseq.errors import ConfigError, LongseqError
 from longseq.model import SequenceModel, build_model
 from longseq.pipelines import console
 from longseq.pipelines.averaging import keep_better_weights
-from longseq.pipelines.callbacks import LAST, LengthWarmup, RunCheckpoints
+from longseq.pipelines.callbacks import LengthWarmup, RunCheckpoints
+from longseq.pipelines.cli import INTERRUPTED
 from longseq.pipelines.option_types import check_types
 from longseq.pipelines.results import environment, gather_predictions, write_metrics
-from longseq.pipelines.run_folder import MODEL, PREDICTIONS, open_run_folder
+from longseq.pipelines.run_folder import CHECKPOINTS, LAST, MODEL, PREDICTIONS, open_run_folder
 from longseq.registry import create_backbone
 
 if TYPE_CHECKING:
@@ -109,8 +110,8 @@ def train_and_report(
     if interrupted:
         metrics["validation"] = {k: float(v) for k, v in trainer.callback_metrics.items()}
         if trainer.is_global_zero:
-            console.interrupted(folder, metrics, "finetune" if "finetune" in cfg else "fit")
-        return {**metrics, "run_dir": str(folder), "exit_code": 130}
+            console.interrupted(folder, metrics)
+        return {**metrics, "run_dir": str(folder), "exit_code": INTERRUPTED}
     weights = keep_better_weights(trainer, *trained)
     if weights is not None:
         metrics["weights"] = weights
@@ -240,7 +241,7 @@ def build_trainer(cfg: "DictConfig") -> L.Trainer:
 
 def train(trainer: L.Trainer, module: DomainModule, data: L.LightningDataModule, cfg: "DictConfig") -> bool:
     """Runs the training loop; returns whether Ctrl-C ended it."""
-    checkpoint = Path(cfg.run_dir) / "checkpoints" / LAST
+    checkpoint = Path(cfg.run_dir) / CHECKPOINTS / LAST
     resume = checkpoint if cfg.resume is not None and checkpoint.is_file() else None
     handler = signal.getsignal(signal.SIGINT)
     try:

@@ -26,7 +26,7 @@ from longseq.errors import ConfigError
 from longseq.pipelines.report_finetune import finetune_sections
 from longseq.pipelines.report_page import Chapter, page
 from longseq.pipelines.report_sections import config_text, data_sections, domain_title, foot, head, results, run_sections
-from longseq.pipelines.run_folder import METRICS, PREDICTIONS, REPORT, read_config
+from longseq.pipelines.run_folder import METRICS, PREDICTIONS, REPORT, read_config, resume_command
 
 CURVES = "metrics.csv"
 
@@ -73,7 +73,7 @@ def read_run(folder: Path) -> RunFiles:
     config: Any = OmegaConf.to_container(read_config(folder))
     path = folder / METRICS
     if not path.is_file():
-        raise ConfigError(f"{folder} has no {METRICS}: the run has not finished. Go on with: longseq fit resume={folder}")
+        raise ConfigError(f"{folder} has no {METRICS}: the run has not finished. Go on with: {resume_command(folder)}")
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

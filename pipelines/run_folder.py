@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONFIG, METRICS, PREDICTIONS, REPORT, MODEL = "config.yaml", "metrics.json", "predictions.csv", "report.html", "model"
+CHECKPOINTS, BEST, LAST = "checkpoints", "best.ckpt", "last.ckpt"
 # Before the number of a fold, in the name of its folder.
 FOLD = "fold_"
 # The self-pretraining's folder in the run's, and what is written there when it is over.
@@ -70,7 +72,7 @@ def _choose(cfg: "DictConfig") -> Path:
 def _forget(folder: Path) -> None:
     """Removes what an older run in this folder could be taken for finished by, or resumed from."""
     for place in (folder, folder / PRETRAINING, *folder.glob(f"{FOLD}*")):
-        for path in (place / METRICS, place / PRETRAINED, *place.glob("checkpoints/*.ckpt")):
+        for path in (place / METRICS, place / PRETRAINED, *place.glob(f"{CHECKPOINTS}/*.ckpt")):
             path.unlink(missing_ok=True)
 
 
@@ -108,7 +110,7 @@ def resume_from(cfg: "DictConfig", overrides: list[str]) -> "DictConfig":
     folder = whole_run(folder)
     if not is_started(folder):
         raise ConfigError(
-            f"cannot resume {folder}: it has no checkpoints/last.ckpt (no epoch was finished, or it is not a run folder)"
+            f"cannot resume {folder}: it has no {CHECKPOINTS}/{LAST} (no epoch was finished, or it is not a run folder)"
         )
     return _merge(folder, cfg, overrides)
 
@@ -117,9 +119,8 @@ def _merge(folder: Path, cfg: "DictConfig", overrides: list[str]) -> "DictConfig
     from omegaconf import OmegaConf
 
     saved = read_config(folder)
-    if ("finetune" in saved) != ("finetune" in cfg):
-        verb = "finetune" if "finetune" in saved else "fit"
-        raise ConfigError(f"{folder} was made by longseq {verb}: go on with longseq {verb} resume={folder}")
+    if _verb(saved) != _verb(cfg):
+        raise ConfigError(f"{folder} was made by longseq {_verb(saved)}: go on with {resume_command(folder)}")
     choices = ("domain", "backbone", "task")
     for override in overrides:
         key, _, value = override.partition("=")
@@ -146,13 +147,26 @@ def _newest_unfinished(cfg: "DictConfig") -> Path | None:
 
 def is_started(folder: Path) -> bool:
     """Whether there is something to go on from: a checkpoint of the run, of its self-pretraining, or of a fold."""
-    return any(any(folder.glob(f"{place}checkpoints/last.ckpt")) for place in ("", f"{PRETRAINING}/", f"{FOLD}*/"))
+    return any(any(folder.glob(f"{place}{CHECKPOINTS}/{LAST}")) for place in ("", f"{PRETRAINING}/", f"{FOLD}*/"))
 
 
 def whole_run(folder: Path) -> Path:
     """The run that a fold or a self-pretraining belongs to, and with which it goes on; any other folder as it is."""
     part = folder.name.startswith(FOLD) or folder.name == PRETRAINING
     return folder.parent if part and (folder.parent / CONFIG).is_file() else folder
+
+
+def resume_command(folder: Path) -> str:
+    """What is typed to go on with a run: its verb and folder, quoted where Hydra or the shell would stumble."""
+    typed = f"resume={folder}"
+    if not re.fullmatch(r"[\w./\-+@%]+", str(folder)):
+        quoted = str(folder).replace("\\", "\\\\").replace('"', '\\"')
+        typed = shlex.quote(f'resume="{quoted}"')
+    return f"longseq {_verb(read_config(folder))} {typed}"
+
+
+def _verb(cfg: "DictConfig") -> str:
+    return "finetune" if "finetune" in cfg else "fit"
 
 
 def is_same_run(folder: Path, cfg: "DictConfig") -> bool:

@@ -86,7 +86,7 @@ def pretrain_on_task(cfg: "DictConfig", folder: Path, data: DomainData, model: S
     if train(trainer, module, inputs, own):
         if trainer.is_global_zero:
             seen = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            console.interrupted(place, {"training": training_figures(trainer, module), "validation": seen}, "fit")
+            console.interrupted(place, {"training": training_figures(trainer, module), "validation": seen})
         raise KeyboardInterrupt
     best, validation = best_checkpoint(trainer)
     pretrained = trained_model(module, best)

@@ -43,7 +43,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def _signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs of this process find the callback of signal_at.py, and have Ctrl-C as a terminal gives it.
+    """Runs of this process find the callback of resuming.py, and have Ctrl-C as a terminal gives it.
 
     A shell's background job ignores it, and so would tests that one started.
     """

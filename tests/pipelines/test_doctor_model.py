@@ -32,6 +32,16 @@ def folder(path: Path, **backbone: Any) -> Path:
     return save_model(build_model(config), path)
 
 
+def published_hyena(place: Path, name: str) -> Path:
+    """The folder of a causal language model as its authors publish it."""
+    made = folder(place / "run" / "model", name="hyena", max_length=96).parent
+    model = load_model(made / "model")
+    model.config["head"] = {"name": "token", "n_outputs": 16}
+    model.head = create_head("token", 16, n_outputs=16)
+    save_model(model, made / "model")
+    return publish(made, place / name)
+
+
 def marks(path: Path) -> dict[str, list[str]]:
     found = check_model(str(path))
     return {mark: [finding.text for finding in found if finding.mark == mark] for mark in (OK, WARN, FAIL)}
@@ -68,24 +78,14 @@ def test_a_length_that_is_not_the_runs(tmp_path: Path) -> None:
 
 
 def test_a_length_that_is_not_the_published_one(tmp_path: Path) -> None:
-    made = folder(tmp_path / "run" / "model", name="hyena", max_length=96).parent
-    model = load_model(made / "model")
-    model.config["head"] = {"name": "token", "n_outputs": 16}
-    model.head = create_head("token", 16, n_outputs=16)
-    save_model(model, made / "model")
     # The weights fit any length, so only the name tells that the config was changed.
-    path = publish(made, tmp_path / "hyenadna-tiny-1k-seqlen-hf")
+    path = published_hyena(tmp_path, "hyenadna-tiny-1k-seqlen-hf")
     (text,) = marks(path)[WARN]
     assert "max_length is 96" in text and "1,026" in text
 
 
 def test_what_the_importer_noted(tmp_path: Path) -> None:
-    made = folder(tmp_path / "run" / "model", name="hyena", max_length=96).parent
-    model = load_model(made / "model")
-    model.config["head"] = {"name": "token", "n_outputs": 16}
-    model.head = create_head("token", 16, n_outputs=16)
-    save_model(model, made / "model")
-    path = publish(made, tmp_path / "mine")
+    path = published_hyena(tmp_path, "mine")
     weights = load_file(path / "model.safetensors")
     torch.save({"state_dict": weights, "ema": weights}, path / "pytorch_model.bin")
     (path / "model.safetensors").unlink()
@@ -93,12 +93,7 @@ def test_what_the_importer_noted(tmp_path: Path) -> None:
 
 
 def test_a_published_folder_with_another_tokenizer(tmp_path: Path) -> None:
-    made = folder(tmp_path / "run" / "model", name="hyena", max_length=96).parent
-    model = load_model(made / "model")
-    model.config["head"] = {"name": "token", "n_outputs": 16}
-    model.head = create_head("token", 16, n_outputs=16)
-    save_model(model, made / "model")
-    path = publish(made, tmp_path / "mine")
+    path = published_hyena(tmp_path, "mine")
     names = ["[CLS]", "[SEP]", "[BOS]", "[MASK]", "[PAD]", "[RESERVED]", "[UNK]", "A", "G", "C", "T", "N"]
     (path / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
     (text,) = marks(path)[FAIL]

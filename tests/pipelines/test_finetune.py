@@ -19,6 +19,7 @@ from longseq.pipelines.finetune_model import build_for_task, open_for_task
 from longseq.pipelines.fit import build_data, build_task
 from longseq.registry import create_backbone
 from tests.pipelines.published import publish
+from tests.pipelines.resuming import ends_with_the_weights_of, last_checkpoint, signal_at
 
 Command = Callable[..., int]
 QUICK = ["trainer=cpu", "trainer.max_epochs=1", "data.batch_size=16", "trainer.log_every_n_steps=1", "baselines=false"]
@@ -157,7 +158,7 @@ def test_a_probe_keeps_its_features_and_trains_the_head_alone(
 def test_layers_are_unfrozen_from_the_head_down(longseq: Command, pretrained: Path, dna_csv: Path, tmp_path: Path) -> None:
     options = ["finetune.unfreeze_every=1", "trainer.max_epochs=2", "report=false"]
     assert longseq("finetune", f"pretrained={pretrained}", f"data.train={dna_csv}", *QUICK, *options, "run_dir=run") == 0
-    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    state = last_checkpoint(tmp_path / "run")["state_dict"]
     before = load_model(pretrained / "model").state_dict()
     moved = {
         i: any(not torch.equal(t, state[f"model.{n}"]) for n, t in before.items() if f"blocks.{i}." in n) for i in range(3)
@@ -203,14 +204,15 @@ def test_interrupted_folds_go_on_where_they_were(
 ) -> None:
     data = f"data.train={dna_csv}"
     options = [f"pretrained={pretrained}", data, *QUICK, "trainer.max_epochs=2", "cv.folds=2", "report=false"]
-    signal = "+callbacks.signal={_target_: signal_at.SignalAt, hook: on_train_batch_end, times: 3}"
     assert longseq("finetune", *options, "run_dir=whole") == 0
-    assert longseq("finetune", *options, "run_dir=run", signal) == 130
+    assert longseq("finetune", *options, "run_dir=run", signal_at("on_train_batch_end", 3)) == 130
     capsys.readouterr()
     assert longseq("fit", "resume=run") == 2
     assert "go on with longseq finetune resume=run" in capsys.readouterr().err
+    assert longseq("report", "run=run") == 2
+    assert "Go on with: longseq finetune resume=run" in capsys.readouterr().err
     # The first fold ends with the five batches that it has left; the second one does not come to the end of its eight.
-    assert longseq("finetune", *options, "run_dir=run", "resume=auto", signal.replace("times: 3", "times: 6")) == 130
+    assert longseq("finetune", *options, "run_dir=run", "resume=auto", signal_at("on_train_batch_end", 6)) == 130
     output = capsys.readouterr().out
     assert "go on with: longseq finetune resume=run" in plain(output)
     finished = (tmp_path / "run" / "fold_1" / "metrics.json").stat().st_mtime_ns
@@ -512,9 +514,7 @@ def test_the_same_command_goes_on_where_it_was(
     assert longseq("finetune", *options, "resume=auto") == 0
     assert metrics(begun)["test"] == metrics(tmp_path / "whole")["test"]
     assert metrics(begun)["training"]["epochs"] == 3
-    last = (folder / "checkpoints" / "last.ckpt" for folder in (begun, tmp_path / "whole"))
-    weights, whole = (torch.load(path, weights_only=False)["state_dict"] for path in last)
-    assert all(torch.equal(weights[name], tensor) for name, tensor in whole.items())
+    assert ends_with_the_weights_of(begun, tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

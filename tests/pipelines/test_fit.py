@@ -17,6 +17,7 @@ import torch
 
 from longseq.checkpoint import load_model
 from longseq.pipelines.callbacks import RunCheckpoints
+from tests.pipelines.resuming import ends_with_the_weights_of, last_checkpoint, signal_at
 
 Command = Callable[..., int]
 
@@ -32,16 +33,6 @@ def start(*args: Any) -> "subprocess.Popen[str]":
     # A shell's background job, tests included, ignores Ctrl-C, and so would what it starts.
     prepare = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "start_new_session": True}
     return subprocess.Popen(command, **pipes, env=env, **prepare)
-
-
-def last_weights(run: Path) -> dict[str, torch.Tensor]:
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
-
-
-def signal_at(hook: str, times: int, **options: Any) -> str:
-    """The override that sends a run a signal of its own."""
-    entry = {"_target_": "signal_at.SignalAt", "hook": hook, "times": times, **options}
-    return f"+callbacks.signal={{{', '.join(f'{key}: {value}' for key, value in entry.items())}}}"
 
 
 def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
@@ -112,12 +103,10 @@ def test_killed_in_an_epoch_and_resumed_equals_never_stopped(
     process.communicate(timeout=240)
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "metrics.json").exists()
-    checkpoint = torch.load(tmp_path / "killed" / "checkpoints" / "last.ckpt", weights_only=False)
-    assert checkpoint["global_step"] == 8
+    assert last_checkpoint(tmp_path / "killed")["global_step"] == 8
     assert longseq("fit", *options, "run_dir=killed", "resume=auto") == 0
     assert metrics(tmp_path / "killed")["test"] == metrics(tmp_path / "whole")["test"]
-    weights = [last_weights(tmp_path / name) for name in ("killed", "whole")]
-    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert ends_with_the_weights_of(tmp_path / "killed", tmp_path / "whole")
 
 
 def test_ctrl_c_writes_the_last_checkpoint_and_exits_130(tiny: list[str], dna_csv: Path, tmp_path: Path) -> None:
@@ -182,9 +171,7 @@ def test_interrupted_anywhere_and_resumed_equals_never_stopped(
         assert longseq("fit", *options, *more, f"run_dir={run}", "resume=auto") == 0
         assert metrics(tmp_path / run)["training"]["steps"] == 18
         assert metrics(tmp_path / run)["test"] == metrics(tmp_path / whole)["test"], places[i]
-        # Not the model, which is the best one's and may be older than the interruption.
-        weights = [last_weights(tmp_path / name) for name in (run, whole)]
-        assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0]), places[i]
+        assert ends_with_the_weights_of(tmp_path / run, tmp_path / whole), places[i]
 
 
 def test_all_processes_of_a_run_end_at_the_same_step(tmp_path: Path) -> None:
@@ -242,7 +229,7 @@ def test_a_second_ctrl_c_ends_at_once_with_the_checkpoint_as_it_was(
 ) -> None:
     at = signal_at("on_train_batch_end", 8, presses=2)
     assert longseq("fit", *tiny, f"data.train={dna_csv}", "run_dir=run", at) == 130
-    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)["global_step"] == 6
+    assert last_checkpoint(tmp_path / "run")["global_step"] == 6
 
 
 @pytest.mark.usefixtures("_signals")

@@ -13,6 +13,7 @@ from longseq.domains import base
 from longseq.domains.loading import split_rows
 from longseq.errors import ConfigError
 from longseq.pipelines.callbacks import LengthWarmup
+from tests.pipelines.resuming import ends_with_the_weights_of, last_checkpoint, signal_at
 
 Command = Callable[..., int]
 
@@ -61,16 +62,14 @@ def test_an_interrupted_pretraining_goes_on_where_it_was(
 ) -> None:
     options = [*tiny, f"data.train={dna_csv}", "self_pretrain.epochs=2", "backbone.dropout=0.2", "report=false"]
     options += ["trainer.max_epochs=1", "baselines=false"]
-    signal = "+callbacks.signal={_target_: signal_at.SignalAt, hook: on_train_batch_end, times: 8}"
     assert longseq("fit", *options, "run_dir=whole") == 0
-    assert longseq("fit", *options, "run_dir=run", signal) == 130
+    assert longseq("fit", *options, "run_dir=run", signal_at("on_train_batch_end", 8)) == 130
     assert "go on with: longseq fit resume=run" in capsys.readouterr().out
     assert longseq("fit", *options, "run_dir=run", "resume=auto") == 0
-    for place in ("checkpoints", "pretraining/checkpoints"):
-        last = [torch.load(tmp_path / run / place / "last.ckpt", weights_only=False) for run in ("run", "whole")]
-        weights, whole = (checkpoint["state_dict"] for checkpoint in last)
-        assert last[0]["global_step"] == last[1]["global_step"]
-        assert all(torch.equal(weights[name], tensor) for name, tensor in whole.items())
+    for place in ("", "pretraining"):
+        run, whole = tmp_path / "run" / place, tmp_path / "whole" / place
+        assert last_checkpoint(run)["global_step"] == last_checkpoint(whole)["global_step"]
+        assert ends_with_the_weights_of(run, whole)
 
 
 @pytest.mark.parametrize(
